@@ -1,0 +1,189 @@
+"""Data sets behind one small interface: `load` real or phantom images, `split` them without leaks, `fetch` them."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from hpatlib.data import cnmc
+from hpatlib.data.images import ImageSet, Item, Source, cached, fingerprint, home
+
+__all__ = ["SOURCES", "ImageSet", "Item", "Source", "fetch", "load", "split", "status"]
+
+SOURCES: dict[str, Source] = {source.key: source for source in (cnmc.SOURCE,)}
+
+
+def load(
+    key: str,
+    *,
+    real: bool,
+    size: int,
+    count: int | None = None,
+    part: str | None = None,
+    seed: int = 0,
+    root: Path | str | None = None,
+    cache: Path | str | None = None,
+) -> ImageSet:
+    """The data set `key` at `size` × `size` pixels: its real images, or phantoms of its modality.
+
+    Real images come from `<root>/<key>/` (root: $HPAT_DATA) through a cache of decoded images (`home()`/data). At most
+    `count` of them are taken, drawn with `seed`, as evenly from the classes as they allow; `part` names a part of the
+    data set (a key of `Source.parts`, the first by default). Phantoms are drawn with `seed`, 512 unless `count` says
+    otherwise, and have no parts.
+
+    Raises FileNotFoundError when the real images are not there (phantoms never take their place) and ValueError for
+    arguments without meaning and for files that cannot be used, all of them at once.
+    """
+    source = _source(key)
+    for name, value in (("size", size), ("count", count)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1.")
+    if part is not None and part not in (source.parts if real else ()):
+        valid = f"choose one of {', '.join(source.parts)}" if real else "phantoms have none, leave it out"
+        raise ValueError(f"Unknown part {part!r} of {'' if real else 'the phantom of '}{key}: {valid}.")
+    if not real:
+        return _phantom(source, 512 if count is None else count, size, seed)
+
+    part = part or next(iter(source.parts))
+    folder = _folder(key, root)
+    items = source.parts[part](folder) if folder and folder.is_dir() else []
+    if not items:
+        looked = f"no files of part {part!r} in {folder}" if folder else "HPAT_DATA is not set"
+        raise FileNotFoundError(f"Real {source.title} images are missing: {looked}. {_how(key)}")
+    images = cached(source, part, folder, items, size=size, cache=Path(cache) if cache else home() / "data")
+    return images if count is None or count >= len(images) else images.subset(_balanced(images.labels, count, seed))
+
+
+def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """Split into (train, test), stratified by label: one of round(1 / test) folds is the test side.
+
+    by="patient" keeps each of `groups` on one side; by="image" keeps only images with identical pixels together.
+    The seed chooses the fold too, because scikit-learn puts the largest patient into the first one whatever its
+    seed: seeds 0, 1, 2, … test on other patients. Folds with less than half of a class's share are avoided.
+
+    Raises ValueError for another `by`, a `test` outside (0, 0.5], and when no fold has every class on both sides.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if by not in ("patient", "image"):
+        raise ValueError(f"Unknown split by {by!r}: choose patient or image.")
+    if not 0 < test <= 0.5:
+        raise ValueError(f"test is {test}, expected a share in (0, 0.5].")
+    labels, groups, folds = images.labels, images.groups, round(1 / test)
+    if by == "image":
+        groups = np.array([hashlib.blake2b(image.tobytes()).hexdigest() for image in images.images])
+    counts = np.bincount(labels, minlength=len(images.classes))
+
+    def smallest(side: np.ndarray) -> float:  # over the classes: how much of the class is on this side
+        return (np.bincount(labels[side], minlength=len(counts)) / counts).min()
+
+    sides = []
+    if min(counts.min(), len(set(groups))) >= folds:
+        sides = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(groups, labels, groups))
+    usable = [(train, test) for train, test in sides if smallest(train) > 0 and smallest(test) > 0]
+    fair = [(train, test) for train, test in usable if smallest(test) >= 0.5 / folds]
+    if not usable:
+        found = (
+            f"{n} {c} in {len(set(groups[labels == i]))} groups" for i, (n, c) in enumerate(zip(counts, images.classes))
+        )
+        raise ValueError(
+            f"{images.name} has {' and '.join(found)}: none of {folds} folds by {by} leaves every class on both sides. "
+            "Use more images or a larger test share."
+        )
+    train, test = (fair or usable)[seed % len(fair or usable)]
+    return images.subset(train), images.subset(test)
+
+
+def fetch(key: str, root: Path | str) -> Path:
+    """Download the data set from Kaggle to `<root>/<key>`, a link to kagglehub's copy where links exist.
+
+    Returns that folder; one that is there already is left as it is. Raises RuntimeError when kagglehub is missing or
+    the download fails.
+    """
+    source, target = _source(key), Path(root).expanduser() / key
+    by_hand = f"or unpack https://www.kaggle.com/datasets/{source.kaggle} into {target}"
+    if target.is_dir() and any(target.iterdir()):
+        return target
+    try:
+        import kagglehub
+    except ImportError as error:
+        raise RuntimeError(f"Fetching {source.kaggle} needs kagglehub: pip install kagglehub, {by_hand}.") from error
+    try:
+        downloaded = Path(kagglehub.dataset_download(source.kaggle)).resolve()
+    except Exception as error:  # kagglehub passes on whatever its HTTP client raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        raise RuntimeError(f"Fetching {source.kaggle} failed ({reason}): try again online, {by_hand}.") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():  # to a copy that is gone
+        target.unlink()
+    elif target.is_dir():
+        target.rmdir()
+    try:
+        target.symlink_to(downloaded, target_is_directory=True)
+    except OSError:
+        beside = target.with_name(f"{key}.tmp")
+        shutil.copytree(downloaded, beside, dirs_exist_ok=True)
+        beside.rename(target)
+    return target
+
+
+def status(root: Path | str | None = None) -> list[dict]:
+    """One row for each part of each data set: key, part, images (count), classes (count of each), folder and note.
+
+    The note is empty when all is well, otherwise it says how to get the images or what is wrong with the files.
+    """
+    rows = []
+    for key, source in SOURCES.items():
+        folder = _folder(key, root)
+        for part, find in source.parts.items():
+            try:
+                items = find(folder) if folder and folder.is_dir() else []
+                note = "" if items else _how(key)
+            except ValueError as error:
+                items, note = [], str(error)
+            classes = {name: sum(item.label == n for item in items) for n, name in enumerate(source.classes)}
+            row = {"key": key, "part": part, "images": len(items), "classes": classes, "folder": folder, "note": note}
+            rows.append(row)
+    return rows
+
+
+def _source(key: str) -> Source:
+    if key not in SOURCES:
+        raise ValueError(f"Unknown data set {key!r}: choose one of {', '.join(SOURCES)}.")
+    return SOURCES[key]
+
+
+def _folder(key: str, root: Path | str | None) -> Path | None:
+    root = root or os.environ.get("HPAT_DATA")
+    return Path(root).expanduser() / key if root else None
+
+
+def _how(key: str) -> str:
+    return f"Run `hpat data fetch {key}`, or set HPAT_DATA to the folder that holds {key}/."
+
+
+def _phantom(source: Source, count: int, size: int, seed: int) -> ImageSet:
+    from hpatlib.data import phantoms
+
+    images, labels, groups = getattr(phantoms, source.phantom)(count, size=size, seed=seed)
+    return ImageSet(
+        name=f"phantom-{source.phantom}",
+        images=images,
+        labels=labels,
+        groups=groups,
+        classes=source.classes,
+        real=False,
+        fingerprint=fingerprint(images, labels, groups),
+    )
+
+
+def _balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Positions of `count` images, as many of each class as there are: the classes take turns until one has no more."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = np.empty(len(labels), int)  # of each image within its class, in that random order
+    for label in np.unique(labels):
+        mine = order[labels[order] == label]
+        rank[mine] = np.arange(len(mine))
+    return np.sort(np.lexsort((labels, rank))[:count])

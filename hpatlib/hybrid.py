@@ -1,0 +1,92 @@
+"""Hybrid perturbations: T_s(A_ε(x)) of equation 1, and the environments H0…H6 of the leukemia paper's figure 3."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from hpatlib import attacks
+from hpatlib._model import check_images
+from hpatlib.spatial import Box, SearchResult, transform
+
+PixelAttack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+SpatialAttack = Callable[[nn.Module, Tensor, Tensor], SearchResult | Tensor]
+
+REFERENCE_SIZE = 300  # the image side, in pixels, that the document's translations are given for
+
+
+def perturb(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    pixel: PixelAttack | None = None,
+    spatial: SpatialAttack | None = None,
+) -> Tensor:
+    """X_h = T_s(A_ε(X)): the pixel attack first, then one transform of its result (equation 14; H15).
+
+    ``pixel`` and ``spatial`` are attacks with their settings bound, called as ``attack(model, images, labels)``, for
+    instance ``partial(attacks.pgd, eps=6 / 255, step=1 / 255, iterations=6)`` and ``partial(stbo, box=Box(12, 180))``;
+    ``None`` leaves that part out. ``images [B, C, H, W]`` in [0, 1]; returns the same shape and range.
+    """
+    check_images(images, labels)
+    if pixel is not None:
+        images = pixel(model, images, labels)
+    if spatial is not None:
+        found = spatial(model, images, labels)
+        images = found.images if isinstance(found, SearchResult) else found
+    return images
+
+
+def fixed(model: nn.Module, images: Tensor, labels: Tensor, *, s: tuple[float, float, float]) -> Tensor:
+    """The same transform ``s`` = (ξ, ζ, α) for every image: a spatial "attack" that asks the model nothing."""
+    return transform(images, torch.tensor(s, device=images.device, dtype=torch.float64).expand(len(images), 3))
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One hybrid environment H_k: a pixel budget and a spatial one, for images of side ``size``.
+
+    ``eps`` in [0, 1]; ``step`` and ``iterations`` of PGD; ``s`` = (ξ px, ζ px, α°), the environment read as one fixed
+    transform; ``box``, the same numbers read as the range of a search. The document does not say which is meant (H25).
+    """
+
+    name: str
+    eps: float
+    step: float
+    iterations: int
+    s: tuple[float, float, float]
+    box: Box
+
+    @property
+    def pixel(self) -> PixelAttack | None:
+        """PGD as in Algorithm 1 (start 0.001 · N(0, 1)), or None in H0."""
+        if self.eps == 0:
+            return None
+        return partial(attacks.pgd, eps=self.eps, step=self.step, iterations=self.iterations, start="gaussian")
+
+    @property
+    def fixed(self) -> SpatialAttack | None:
+        """The fixed transform ``s``, or None in H0. A search is ``partial(stbo, box=environment.box)``."""
+        return partial(fixed, s=self.s) if self.box.rotation > 0 else None
+
+
+def environment(k: int, *, size: int = REFERENCE_SIZE) -> Environment:
+    """H_k, k = 0…6: ε = k/255, translation 2k px, rotation 30k°; H0 is the clean image.
+
+    PGD takes k steps of 1/255, which gives the document's one stated case, six steps for 6/255 (H13). Translations
+    hold for 300 px and scale with ``size``. Raises ``ValueError`` for any other k.
+    """
+    if k not in range(7):
+        raise ValueError(f"k must be a whole number from 0 to 6, found {k!r}")
+    pixels = 2 * k * size / REFERENCE_SIZE
+    return Environment(
+        name=f"H{k}",
+        eps=k / 255,
+        step=1 / 255,
+        iterations=k,
+        s=(pixels, pixels, 30.0 * k),
+        box=Box(translation=pixels, rotation=30.0 * k),
+    )

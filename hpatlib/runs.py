@@ -1,0 +1,138 @@
+"""What decides a trained model, and how no two chapters ever train the same one.
+
+A ``Run`` is plain data. Its key is a hash of the run, of the images it trains on and of the library code that training
+goes through; the model lives in a folder of that name, trained once and loaded ever after.
+"""
+
+import ast
+import hashlib
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from filelock import FileLock
+from torch import nn
+
+from hpatlib import data, models, training
+from hpatlib._files import write
+from hpatlib.data.images import home
+
+PACKAGES = ("hpatlib", "torch", "timm", "gpytorch", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a trained model.
+
+    ``dataset``: a key of ``data.SOURCES``; ``real``: its images, or phantoms of its modality; ``size``: image side in
+    pixels; ``count``: at most so many images; ``split_by``, ``test``: see ``data.split``; ``model``, ``weights``: see
+    ``models.build``; ``seed`` decides the phantoms, the split, the first weights and the order of the batches.
+    """
+
+    dataset: str
+    real: bool
+    size: int
+    count: int | None
+    split_by: str
+    test: float
+    model: str
+    weights: str
+    recipe: training.Recipe
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model in eval mode, both sides of its data, and how it came about (plain JSON data)."""
+
+    model: nn.Module
+    train: data.ImageSet
+    test: data.ImageSet
+    provenance: dict
+
+
+def train_or_load(run: Run, *, device: str | None = None) -> Trained:
+    """The model of ``run``: loaded from ``home()/models/<key>``, or trained there now.
+
+    Two processes that want the same model: one trains, the other waits and loads. A training that was stopped goes on
+    after its last whole epoch. ``device``: where to train and to put the model (default: CUDA where there is one).
+    """
+    device = device or default_device()
+    images = data.load(run.dataset, real=run.real, size=run.size, count=run.count, seed=run.seed)
+    train, test = data.split(images, by=run.split_by, test=run.test, seed=run.seed)
+    folder = home() / "models" / key(run, images.fingerprint)
+    weights, about = folder / "model.safetensors", folder / "run.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if about.is_file():  # written last: what it speaks of is whole
+            model = models.build(run.model, len(train.classes), in_channels=train.images.shape[1], weights="scratch")
+            model.load_state_dict(safetensors.torch.load_file(weights))
+        else:
+            torch.manual_seed(run.seed)
+            model = models.build(run.model, len(train.classes), in_channels=train.images.shape[1], weights=run.weights)
+            started = time.perf_counter()
+            epochs = training.fit(
+                model, train, run.recipe, seed=run.seed, device=device, checkpoint=folder / "checkpoint.safetensors"
+            )
+            write(weights, training.serialise(model.state_dict()))
+            record = {
+                "key": folder.name,
+                "run": asdict(run),
+                "data": {"name": images.name, "fingerprint": images.fingerprint, "train": len(train), "test": len(test)},
+                "epochs": epochs,
+                "seconds": round(time.perf_counter() - started, 1),
+                **environment(device),
+            }
+            write(about, json.dumps(record, indent=1).encode())
+            (folder / "checkpoint.safetensors").unlink()
+    return Trained(model.to(device).eval(), train, test, json.loads(about.read_text()))
+
+
+def key(run: Run, fingerprint: str) -> str:
+    """Sixteen hexadecimal digits that follow from the run, its images' fingerprint and the code behind training."""
+    decided_by = [asdict(run), fingerprint, source("_model", "attacks", "models", "training", "data")]
+    return hashlib.blake2b(json.dumps(decided_by, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def source(*modules: str) -> str:
+    """A hash of what library modules (or sub-packages) do: comments, docstrings and layout do not count.
+
+    Without arguments: of the whole library.
+    """
+    package = Path(__file__).parent
+    files = [path for module in modules for path in (package / f"{module}.py", *(package / module).glob("*.py"))]
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(files or package.rglob("*.py")):
+        if path.is_file():
+            digest.update(path.relative_to(package).as_posix().encode() + _meaning(path.read_text("utf-8")))
+    return digest.hexdigest()
+
+
+def _meaning(text: str) -> bytes:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            node.body = body[1:]
+    return ast.dump(tree).encode()
+
+
+def default_device() -> str:
+    """``"cuda"`` where there is one, else ``"cpu"``; the stamp of every result says which."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def environment(device: str) -> dict:
+    """Where a result was computed: device, versions, and a hash of the library's code."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "device": name,
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "source": source(),
+    }

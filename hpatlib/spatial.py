@@ -1,0 +1,159 @@
+"""Rotations and translations as an attack: equation 4 of the leukemia paper, and the searches STBO is measured against.
+
+A transform is ``s = (ξ, ζ, α)``: ξ pixels to the right, ζ pixels down, α degrees counter-clockwise as displayed. The
+image is rotated about its centre, then translated (Engstrom et al. 2019), sampled bilinearly through the inverse map,
+zeros outside. Equation 4 as printed turns about a corner and pushes pixels forward: see the interpretations page, H17.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpatlib._model import check_images, check_logits, held_still
+
+
+@dataclass(frozen=True)
+class Box:
+    """What a search may do: ξ, ζ in ±``translation`` pixels, α in ±``rotation`` degrees."""
+
+    translation: float
+    rotation: float
+
+    def __post_init__(self) -> None:
+        if not self.translation >= 0:
+            raise ValueError(f"translation must be at least 0 pixels, found {self.translation!r}")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation must lie in [0, 180] degrees, found {self.rotation!r}")
+
+    @property
+    def spans_circle(self) -> bool:
+        """Whether −rotation and +rotation are the same picture."""
+        return self.rotation == 180
+
+    def place(self, unit: Tensor) -> Tensor:
+        """Map ``unit [..., 3]`` in [0, 1]³ to transforms ``s [..., 3]`` in this box."""
+        return (2 * unit - 1) * unit.new_tensor([self.translation, self.translation, self.rotation])
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The worst transform a search found for each image.
+
+    ``images [B, C, H, W]``: the transformed images; ``s [B, 3]``: their transforms; ``loss [B]``: their
+    cross-entropy; ``history [B, evaluations]``: the highest cross-entropy after each evaluation, never falling.
+    """
+
+    images: Tensor
+    s: Tensor
+    loss: Tensor
+    history: Tensor
+
+
+def transform(images: Tensor, s: Tensor) -> Tensor:
+    """T_s(x), equation 4: rotate each image about its centre, then translate it.
+
+    ``images [B, C, H, W]``; ``s [B, 3]`` = (ξ px right, ζ px down, α degrees counter-clockwise). Returns
+    ``[B, C, H, W]``, differentiable in both. The result is linear in the image and never exceeds its range:
+    ‖T_s(x + δ) − T_s(x)‖∞ ≤ ‖δ‖∞. Raises ``ValueError`` for any other shape.
+    """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(f"images must be a float tensor [B, C, H, W], found {images.dtype} {list(images.shape)}")
+    if s.shape != (len(images), 3):
+        raise ValueError(f"s must be [{len(images)}, 3] = (ξ, ζ, α) for each image, found {list(s.shape)}")
+    height, width = images.shape[-2:]
+    # cos and sin in float64: at float32 a turn by 90° would be off by a visible fraction of a pixel in large images.
+    right, down, angle = s.double().unbind(dim=1)  # [B] each
+    cos, sin = torch.cos(torch.deg2rad(angle)), torch.sin(torch.deg2rad(angle))
+    # The inverse map p = Rᵀ(p' − t), y pointing down, in affine_grid's units of half an image side.
+    rows = [
+        torch.stack([cos, -sin * height / width, (sin * down - cos * right) * 2 / width], dim=1),
+        torch.stack([sin * width / height, cos, (-sin * right - cos * down) * 2 / height], dim=1),
+    ]
+    theta = torch.stack(rows, dim=1).to(images.dtype)  # [B, 2, 3]
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # [B, H, W, 2]
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def grid_search(
+    model: nn.Module, images: Tensor, labels: Tensor, box: Box, *, counts: tuple[int, int, int] = (5, 5, 31)
+) -> SearchResult:
+    """The spatial transformation method (STM, Engstrom et al. 2019): every point of a regular grid.
+
+    ``counts``: points along ξ, ζ and α, ends included (one point: the middle); the default asks 775 queries an image.
+    """
+    if len(counts) != 3 or any(not isinstance(count, int) or count < 1 for count in counts):
+        raise ValueError(f"counts must be three whole numbers of at least 1 (ξ, ζ, α), found {counts!r}")
+    axes = [torch.linspace(0, 1, count) if count > 1 else torch.tensor([0.5]) for count in counts]
+    points = box.place(torch.cartesian_prod(*axes).reshape(-1, 3))  # [Q, 3]
+    return _sweep(model, images, labels, points.unsqueeze(1).expand(-1, len(images), -1))
+
+
+def random_search(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    box: Box,
+    *,
+    evaluations: int,
+    sobol: bool = False,
+    generator: torch.Generator | None = None,
+) -> SearchResult:
+    """Worst of ``evaluations`` random transforms, drawn for each image on its own.
+
+    ``sobol``: a scrambled Sobol sequence (evenly spread) instead of independent uniform draws.
+    """
+    check_evaluations(evaluations)
+    unit = (sobol_points if sobol else _uniform_points)(evaluations, len(images), generator)  # [Q, B, 3]
+    return _sweep(model, images, labels, box.place(unit))
+
+
+def check_evaluations(evaluations: int) -> None:
+    """Raise ``ValueError`` unless ``evaluations`` is a whole number of at least 1."""
+    if not isinstance(evaluations, int) or evaluations < 1:
+        raise ValueError(f"evaluations must be a whole number of at least 1, found {evaluations!r}")
+
+
+def check_losses(loss: Tensor) -> None:
+    """Raise ``ValueError`` unless every loss a search found is finite."""
+    if not loss.isfinite().all():
+        raise ValueError("the model's loss is not finite: check its weights and its forward pass for NaN")
+
+
+def losses(model: nn.Module, images: Tensor, labels: Tensor, s: Tensor) -> Tensor:
+    """g(s) of equation 5: the cross-entropy ``[B]`` of each transformed image. The model must be held still."""
+    return F.cross_entropy(model(transform(images, s)), labels, reduction="none")  # [B]
+
+
+def sobol_points(count: int, images: int, generator: torch.Generator | None) -> Tensor:
+    """``count`` points ``[count, images, 3]`` in [0, 1)³: one Sobol sequence, shifted at random for each image."""
+    sequence = torch.quasirandom.SobolEngine(3).draw(count + 1)[1:]  # [count, 3]; the first point is a corner
+    shift = _uniform_points(1, images, generator)  # [1, images, 3]
+    return (sequence.unsqueeze(1).to(shift) + shift) % 1  # a Cranley–Patterson rotation keeps the even spread
+
+
+def _uniform_points(count: int, images: int, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else "cpu"
+    return torch.rand(count, images, 3, generator=generator, device=device)
+
+
+@torch.no_grad()
+def _sweep(model: nn.Module, images: Tensor, labels: Tensor, candidates: Iterable[Tensor]) -> SearchResult:
+    """Evaluate transforms that were chosen beforehand, ``candidates`` ``Q`` times ``[B, 3]``, and keep the worst."""
+    check_images(images, labels)
+    best_loss, best_s, history = None, None, []
+    with held_still(model):
+        check_logits(model(images[:1]), labels)
+        for s in candidates:
+            s = s.to(images)
+            loss = losses(model, images, labels, s)  # [B]
+            if best_loss is None:
+                best_loss, best_s = loss, s
+            else:
+                best_s = torch.where((loss > best_loss).unsqueeze(1), s, best_s)
+                best_loss = torch.maximum(loss, best_loss)
+            history.append(best_loss)
+    check_losses(best_loss)
+    return SearchResult(transform(images, best_s), best_s, best_loss, torch.stack(history, dim=1))

@@ -1,0 +1,128 @@
+"""One training loop: standard, or adversarial on clean and perturbed images; resumable, bit for bit on the CPU.
+
+The sum of clean and adversarial loss is line 12 of Algorithm 1 without its impossible last term (H24).
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from hpatlib._files import write
+from hpatlib.data import ImageSet
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a training besides model and data. The defaults are the leukemia paper's."""
+
+    epochs: int = 20
+    batch_size: int = 16
+    lr: float = 1e-3
+    decay: float = 0.1  # the learning rate is multiplied by this …
+    decay_every: int = 10  # … after this many epochs; the document's "every ℓ2 steps" is garbled (H26)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.decay_every < 1 or not self.lr > 0 or not self.decay > 0:
+            raise ValueError(f"epochs, batch_size, lr, decay and decay_every must be positive, found {self}")
+
+
+def fit(
+    model: nn.Module,
+    data: ImageSet,
+    recipe: Recipe,
+    *,
+    attack: Attack | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    checkpoint: Path | None = None,
+) -> list[dict[str, float]]:
+    """Train ``model`` in place with Adam and cross-entropy; return one row of loss, accuracy and seconds an epoch.
+
+    ``attack(model, images, labels)`` adds the loss on its images to that on the clean ones (equation 14); it must
+    leave the model as found. ``checkpoint`` names a file that holds the state after each epoch: a run that was stopped
+    goes on from there to the same weights. Each epoch is a function of the weights,
+    the optimiser's state, ``seed`` and the epoch's number alone, so nothing else needs keeping. Raises ``ValueError``
+    for an empty data set, or a loss that is not finite.
+    """
+    if len(data) == 0:
+        raise ValueError("the training set is empty")
+    model.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    rows = _restore(checkpoint, model, optimizer) if checkpoint is not None else []
+    steps = -(-len(data) // recipe.batch_size)
+    bar = tqdm(total=recipe.epochs * steps, initial=len(rows) * steps, desc="train", unit="batch", leave=False)
+    with bar, torch.random.fork_rng(devices=_cuda(device)):
+        for epoch in range(len(rows), recipe.epochs):
+            started = time.perf_counter()
+            torch.manual_seed(_epoch_seed(seed, epoch))  # dropout and attacks without a generator of their own
+            shuffle = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * recipe.decay ** (epoch // recipe.decay_every)
+            model.train()
+            totals = torch.zeros(2, device=device)  # loss and hits, summed on the device: no wait inside the loop
+            for images, labels in data.batches(recipe.batch_size, generator=shuffle, device=device):
+                logits = model(images)
+                loss = F.cross_entropy(logits, labels)
+                if attack is not None:
+                    loss = loss + F.cross_entropy(model(attack(model, images, labels)), labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                totals += torch.stack([loss.detach() * len(labels), (logits.argmax(dim=1) == labels).sum()])
+                bar.update()
+            mean_loss, accuracy = (totals / len(data)).tolist()
+            if not mean_loss < float("inf"):
+                raise ValueError(f"the loss of epoch {epoch + 1} is {mean_loss}: lower lr={recipe.lr}, check the images")
+            rows.append({"loss": mean_loss, "accuracy": accuracy, "seconds": time.perf_counter() - started})
+            bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{accuracy:.3f}")
+            if checkpoint is not None:
+                _keep(checkpoint, model, optimizer, rows)
+    model.eval()
+    return rows
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return 1_000_003 * seed + epoch
+
+
+def _cuda(device: str | torch.device) -> list[torch.device]:
+    return [torch.device(device)] if torch.device(device).type == "cuda" else []
+
+
+def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rows: list[dict[str, float]]) -> None:
+    """One safetensors file: the model's tensors, the optimiser's, and the rows so far in its header."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
+    write(path, serialise(tensors, {"rows": json.dumps(rows)}))
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    with safe_open(path, framework="pt") as file:
+        rows = json.loads(file.metadata()["rows"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name in [name for name in tensors if name.startswith("optimizer.")]:
+        _, number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = tensors.pop(name)
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return rows
+
+
+def serialise(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file holding ``tensors``, wherever they live."""
+    return safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)

@@ -1,0 +1,557 @@
+"""Data sets: layouts, faulty files, the cache, splits, fetching; on tiny made-up trees and, where it is, on real C-NMC."""
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hpatlib import data
+from hpatlib.data import cnmc, images
+from hpatlib.data.images import ImageSet, Item, Source
+
+REPOSITORY = Path(__file__).parents[1]
+REAL = REPOSITORY.parent / "shared" / "data"
+PRELIMINARY = "C-NMC_test_prelim_phase_data"
+TREE = {
+    "fold_0/all/UID_1_1_1_all": 1,
+    "fold_0/hem/UID_H1_1_1_hem": 2,
+    "fold_1/all/UID_1_2_10_all": 3,
+    "fold_1/all/UID_12_1_1_all": 4,
+    "fold_1/hem/UID_h3_1_1_hem": 5,
+    "fold_2/hem/UID_H1_9_2_hem": 6,
+}
+
+
+def draw(path, seed, *, side=450, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)
+    Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST).convert(mode).save(path)
+    return path
+
+
+def tree(root, *, top="", suffix=".bmp"):
+    for name, seed in TREE.items():
+        draw(root / "cnmc" / top / f"{name}{suffix}", seed)
+    return root
+
+
+def preliminary(root, *, top="C-NMC_Leukemia/validation_data", inside=False, suffix=".bmp", rows=None):
+    folder = root / "cnmc" / top / PRELIMINARY
+    for n in (1, 2, 10):
+        draw(folder / f"{n}{suffix}", n)
+    rows = rows or ["UID_57_29_1_all.bmp,1.bmp,1", "UID_H30_1_2_hem.bmp,2.bmp,0", "UID_57_1_1_all.bmp,10.bmp,1"]
+    table = (folder if inside else folder.parent) / f"{PRELIMINARY}_labels.csv"
+    table.write_text("\n".join(["Patient_ID,new_names,labels", *rows]) + "\n")
+    return root
+
+
+def made(labels, groups, *, seed=0, pixels=None):
+    if pixels is None:
+        pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 1, 4, 4), np.uint8)
+    labels, groups = np.asarray(labels, np.int64), np.array(list(groups), str)
+    return ImageSet("made", pixels, labels, groups, ("no", "yes"), False, images.fingerprint(pixels, labels, groups))
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch):
+    monkeypatch.delenv("HPAT_DATA", raising=False)
+    monkeypatch.setenv("HPAT_HOME", str(tmp_path / "home"))
+
+
+def load(root, **options):
+    return data.load("cnmc", real=True, root=root, **{"size": 8, **options})
+
+
+# The files of C-NMC
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".png"])
+@pytest.mark.parametrize(
+    "top", ["", "C-NMC_training_data", "C-NMC_Leukemia/training_data", "C-NMC_Leukemia/C-NMC_training_data"]
+)
+def test_every_layout_gives_the_same_images(tmp_path, top, suffix):
+    cells = load(tree(tmp_path, top=top, suffix=suffix))
+    assert (cells.name, cells.real, cells.classes) == ("cnmc", True, ("hem", "all"))
+    assert cells.images.shape == (6, 3, 8, 8) and cells.images.dtype == np.uint8 and cells.labels.dtype == np.int64
+    assert cells.labels.tolist() == [1, 0, 1, 1, 0, 0]
+    assert cells.groups.tolist() == ["1", "H1", "12", "1", "h3", "H1"]
+    assert cells.fingerprint == "cd23cab5186c7c7c"  # the same in every layout and on every machine
+
+
+def test_a_linked_folder_is_followed(tmp_path):
+    tree(tmp_path / "elsewhere")
+    (tmp_path / "cnmc").mkdir()
+    (tmp_path / "cnmc" / "C-NMC_training_data").symlink_to(tmp_path / "elsewhere" / "cnmc")
+    assert len(load(tmp_path)) == 6
+
+
+def test_files_that_are_no_cells_are_passed_over(tmp_path):
+    fold = tree(tmp_path) / "cnmc/fold_0/all"
+    for name in ("Thumbs.db", "._UID_1_1_1_all.bmp", "notes.txt"):
+        (fold / name).write_text("x")
+    assert len(load(tmp_path)) == 6
+
+
+def test_names_that_contradict_are_reported_together(tmp_path):
+    folder = tree(tmp_path) / "cnmc"
+    draw(folder / "fold_0/all/UID_H7_1_1_hem.bmp", 0)
+    draw(folder / "fold_0/hem/cell 12.png", 0)
+    draw(folder / "fold_0/hem/UID_H9_1_1_hem.jpg", 0)
+    draw(folder / "fold_2/all/UID_1_1_1_all.png", 0)
+    with pytest.raises(ValueError, match="4 C-NMC files") as error:
+        load(tmp_path)
+    for text in (
+        "UID_H7_1_1_hem.bmp: its name says hem, its folder all",
+        "cell 12.png: expected a name like",
+        "UID_H9_1_1_hem.jpg: expected",
+        "UID_1_1_1_all.png: the same cell as",
+    ):
+        assert text in str(error.value)
+
+
+def test_two_copies_are_refused(tmp_path):
+    tree(tree(tmp_path), top="C-NMC_training_data")
+    with pytest.raises(ValueError, match="more than once .* keep one copy"):
+        load(tmp_path)
+
+
+def test_unusable_images_are_reported_together(tmp_path):
+    folder = tree(tmp_path) / "cnmc"
+    whole = (folder / "fold_0/all/UID_1_1_1_all.bmp").read_bytes()
+    (folder / "fold_0/all/UID_1_1_1_all.bmp").write_bytes(whole[: len(whole) // 2])
+    (folder / "fold_0/hem/UID_H1_1_1_hem.bmp").write_bytes(b"")
+    draw(folder / "fold_1/all/UID_1_2_10_all.bmp", 3, mode="L")
+    draw(folder / "fold_1/all/UID_12_1_1_all.bmp", 4, side=299)
+    (folder / "fold_1/hem/UID_h4_1_1_hem.bmp").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="5 of 7 images cannot be used") as error:
+        load(tmp_path)
+    for text in (
+        "UID_1_1_1_all.bmp: unreadable (image file is truncated",
+        "UID_H1_1_1_hem.bmp: unreadable (cannot identify",
+        "UID_1_2_10_all.bmp: mode L, expected RGB",
+        "UID_12_1_1_all.bmp: 299×299 pixels, expected at least 300×300",
+        "UID_h4_1_1_hem.bmp: unreadable",
+        "Replace these files",
+    ):
+        assert text in str(error.value)
+    assert not [path for path in (tmp_path / "home/data").iterdir() if path.is_dir()]
+
+
+def test_a_long_list_of_faults_is_cut(tmp_path):
+    items = [Item(tmp_path / f"{n}.png", 0, "a") for n in range(25)]
+    with pytest.raises(ValueError, match="25 of 25 images") as error:
+        images.decode(items, crop=None, size=4, mode="RGB", progress=False)
+    assert "19.png" in str(error.value) and "20.png" not in str(error.value) and "… and 5 more" in str(error.value)
+
+
+def test_decode_crops_the_centre_and_averages(tmp_path):
+    pixels = np.zeros((450, 450, 3), np.uint8)
+    pixels[75:375, 75:375] = (200, 100, 50)
+    Image.fromarray(pixels).save(tmp_path / "cell.png")
+    items = [Item(tmp_path / "cell.png", 0, "a")]
+    cropped = images.decode(items, crop=300, size=10, mode="RGB")
+    assert (cropped == np.array([200, 100, 50])[:, None, None]).all()
+    whole = images.decode(items, crop=None, size=9, mode="RGB")
+    assert whole[0, :, 0, 0].tolist() == [0, 0, 0] and whole[0, :, 4, 4].tolist() == [200, 100, 50]
+    grey = images.decode(items, crop=300, size=10, mode="L")
+    assert grey.shape == (1, 1, 10, 10)
+
+
+# The preliminary test set
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("top", "suffix"), [("", ".bmp"), ("C-NMC_Leukemia/validation_data", ".png"), ("C-NMC_training_data", ".bmp")]
+)
+def test_preliminary_set(tmp_path, top, suffix, inside):
+    cells = load(preliminary(tmp_path, top=top, suffix=suffix, inside=inside), part="preliminary")
+    assert cells.name == "cnmc-preliminary"
+    assert cells.groups.tolist() == ["57", "57", "H30"] and cells.labels.tolist() == [1, 1, 0]  # 1, 10, 2
+
+
+def test_preliminary_faults_are_reported_together(tmp_path):
+    rows = [
+        "UID_57_29_1_all.bmp,1.bmp,0",
+        "UID_H30_1_2_hem.bmp,3.bmp,0",
+        "nonsense,2.bmp,1",
+        "UID_1_1_1_all.bmp,2.bmp,1",
+    ]
+    with pytest.raises(ValueError, match="5 faults") as error:
+        load(preliminary(tmp_path, rows=rows), part="preliminary")
+    for text in (
+        "1.bmp: label '0' for 'UID_57_29_1_all.bmp'",
+        "3.bmp: in the table, but not in the folder",
+        "2.bmp: label '1' for 'nonsense'",
+        "2.bmp: more than one row",
+        "10.bmp: no row in",
+    ):
+        assert text in str(error.value)
+
+
+def test_preliminary_table_missing_or_of_another_shape(tmp_path):
+    table = preliminary(tmp_path, top="") / "cnmc" / f"{PRELIMINARY}_labels.csv"
+    table.write_text("name,label\n1.bmp,1\n")
+    with pytest.raises(ValueError, match=r"lacks \['Patient_ID', 'labels', 'new_names'\]: found the columns \['name'"):
+        load(tmp_path, part="preliminary")
+    table.unlink()
+    with pytest.raises(ValueError, match="has images but no labels: put"):
+        load(tmp_path, part="preliminary")
+
+
+# Arguments, and images that are not there
+
+
+def test_missing_data_is_refused_with_the_way_to_get_it(tmp_path, monkeypatch):
+    both = r"Run `hpat data fetch cnmc`, or set HPAT_DATA to the folder that holds cnmc/\.$"
+    with pytest.raises(FileNotFoundError, match=rf"^Real C-NMC 2019 images are missing: HPAT_DATA is not set\. {both}"):
+        load(None)
+    monkeypatch.setenv("HPAT_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=rf"no files of part 'train' in {tmp_path / 'cnmc'}\. {both}"):
+        load(None)
+    tree(tmp_path)
+    assert len(load(None)) == 6
+    with pytest.raises(FileNotFoundError, match="no files of part 'preliminary'"):
+        load(None, part="preliminary")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"key": "cat"}, "Unknown data set 'cat': choose one of cnmc"),
+        ({"part": "final"}, "Unknown part 'final' of cnmc: choose one of train, preliminary"),
+        ({"part": "train", "real": False}, "phantoms have none"),
+        ({"size": 0}, "size is 0, expected at least 1"),
+        ({"count": 0}, "count is 0, expected at least 1"),
+    ],
+)
+def test_meaningless_arguments(options, text):
+    with pytest.raises(ValueError, match=text):
+        data.load(**{"key": "cnmc", "real": True, "size": 8, **options})
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(1, 45), st.integers(0, 5))
+def test_a_count_takes_evenly_from_the_classes(labels, count, seed):
+    labels = np.array(labels)
+    rows = data._balanced(labels, count, seed)
+    assert len(rows) == len(set(rows)) == min(count, len(labels)) and (np.diff(rows) > 0).all()
+    have, taken = np.bincount(labels, minlength=3), np.bincount(labels[rows], minlength=3)
+    assert all(taken[c] == have[c] or taken[c] >= taken.max() - 1 for c in range(3))
+
+
+def test_count_and_seed(tmp_path):
+    tree(tmp_path)
+    drawn = [load(tmp_path, count=4, seed=seed) for seed in range(4)]
+    assert all(np.bincount(cells.labels).tolist() == [2, 2] for cells in drawn)
+    assert drawn[0].fingerprint == load(tmp_path, count=4).fingerprint
+    assert len({cells.fingerprint for cells in drawn}) > 1
+    assert len(load(tmp_path, count=100)) == 6
+
+
+def test_phantoms_never_touch_files(monkeypatch):
+    def cells(count, *, size=64, seed=0):
+        labels = np.arange(count) % 2
+        return np.full((count, 3, size, size), seed, np.uint8), labels, np.array([f"p{n // 4}" for n in range(count)])
+
+    monkeypatch.setitem(sys.modules, "hpatlib.data.phantoms", stub := types.SimpleNamespace(cells=cells))
+    monkeypatch.setattr(data, "phantoms", stub, raising=False)
+    drawn = data.load("cnmc", real=False, size=8, count=10, seed=3)
+    assert (drawn.name, drawn.real, drawn.classes, len(drawn)) == ("phantom-cells", False, ("hem", "all"), 10)
+    assert drawn.images.shape == (10, 3, 8, 8) and drawn.images.max() == 3
+    assert len(data.load("cnmc", real=False, size=8)) == 512
+
+
+def test_the_cell_phantom():
+    first, again, other = (data.load("cnmc", real=False, size=16, count=40, seed=seed) for seed in (0, 0, 1))
+    assert np.bincount(first.labels).tolist() == [20, 20] and first.labels.dtype == np.int64
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+
+
+# The cache
+
+
+def test_a_cached_set_is_not_decoded_again(tmp_path, monkeypatch):
+    tree(tmp_path)
+    before = load(tmp_path)
+    monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    after = load(tmp_path)
+    assert isinstance(after.images, np.memmap) and after.fingerprint == before.fingerprint
+    assert (after.images == before.images).all() and (after.groups == before.groups).all()
+
+
+def test_what_decides_the_pixels_decides_the_entry(tmp_path):
+    folder = tree(tmp_path) / "cnmc"
+    seen = {load(tmp_path).fingerprint}
+
+    def news():
+        cells = load(tmp_path)
+        new = cells.fingerprint not in seen
+        seen.add(cells.fingerprint)
+        return new
+
+    assert not news()
+    edited = folder / "fold_0/all/UID_1_1_1_all.bmp"
+    stamp = edited.stat().st_mtime_ns
+    draw(edited, 99)
+    os.utime(edited, ns=(stamp, stamp + 1))
+    assert news()
+    added = draw(folder / "fold_2/all/UID_12_9_9_all.bmp", 7)
+    assert news()
+    added.rename(added.with_name("UID_13_9_9_all.bmp"))
+    assert news()
+    (folder / "fold_0/hem/UID_H1_1_1_hem.bmp").unlink()
+    assert news()
+    assert load(tmp_path, size=9).images.shape == (6, 3, 9, 9)
+
+
+def test_the_fingerprint_does_not_depend_on_the_place(tmp_path):
+    here, there = (load(tree(tmp_path / name), cache=tmp_path / name / "cache") for name in ("here", "there"))
+    assert here.fingerprint == there.fingerprint and not (tmp_path / "home").exists()
+
+
+def test_leftovers_of_a_killed_process_are_ignored(tmp_path, monkeypatch):
+    tree(tmp_path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", killed)
+        load(tmp_path)
+    cache = tmp_path / "home/data"
+    (leftover,) = [path for path in cache.iterdir() if path.is_dir()]
+    assert leftover.name.endswith(".tmp")
+    (leftover / "images.npy").write_bytes(b"half")
+    assert len(load(tmp_path)) == 6
+    assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [""]
+
+
+def test_two_processes_at_once_decode_once(tmp_path):
+    tree(tmp_path)
+    script = (
+        "import sys; from pathlib import Path; from hpatlib import data; from hpatlib.data import images\n"
+        "decode = images.decode\n"
+        "images.decode = lambda *a, **k: (print('decoded'), __import__('time').sleep(1), decode(*a, **k))[-1]\n"
+        "print(data.load('cnmc', real=True, size=8, root=Path(sys.argv[1])).fingerprint)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0].split() for process in both]
+    assert all(process.returncode == 0 for process in both)
+    assert sum(words.count("decoded") for words in said) == 1
+    assert {words[-1] for words in said} == {load(tmp_path).fingerprint}
+
+
+def test_home(tmp_path, monkeypatch):
+    assert images.home() == tmp_path / "home"
+    monkeypatch.delenv("HPAT_HOME")
+    assert images.home() == REPOSITORY / "runs"
+    monkeypatch.setattr(images, "__file__", str(tmp_path / "site-packages/hpatlib/data/images.py"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert images.home() == tmp_path / ".cache" / "hpatlib"
+
+
+def test_importing_is_light():
+    heavy = "{'torch', 'torchvision', 'pandas', 'sklearn', 'kagglehub', 'PIL'}"
+    script = f"import sys, hpatlib.data; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True, cwd=REPOSITORY).strip() == "[]"
+
+
+# ImageSet
+
+
+def test_tensors_and_batches():
+    cells = made([0, 1] * 5, range(10))
+    pixels, labels = cells.tensors()
+    assert pixels.dtype == torch.float32 and labels.dtype == torch.long and 0 <= pixels.min() <= pixels.max() <= 1
+    assert torch.equal((pixels * 255).round().byte(), torch.from_numpy(cells.images))
+    some, _ = cells.tensors(index=[3, 1])
+    assert torch.equal(some, pixels[[3, 1]])
+    batches = list(cells.batches(4))
+    assert [len(labels) for _, labels in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat([images for images, _ in batches]), pixels)
+    one, two = (list(cells.batches(4, generator=torch.Generator().manual_seed(1))) for _ in range(2))
+    assert all(torch.equal(a, b) for pair in zip(one, two) for a, b in zip(*pair))
+    shuffled = torch.cat([images for images, _ in one])
+    assert not torch.equal(shuffled, pixels) and torch.equal(shuffled.sum(0).round(), pixels.sum(0).round())
+    for images_, labels_ in one:
+        assert all(labels[(pixels == image).flatten(1).all(1)] == label for image, label in zip(images_, labels_))
+
+
+def test_batches_of_a_map_can_be_written_to(tmp_path):
+    cells = load(tree(tmp_path))
+    batch, _ = next(cells.batches(2))
+    batch.zero_()
+    assert cells.images[:2].any()
+
+
+def test_subset():
+    cells = made([0, 1, 1, 0], "abcd")
+    part = cells.subset([2, 0])
+    assert part.groups.tolist() == ["c", "a"] and part.labels.tolist() == [1, 0] and len(part) == 2
+    assert (part.images == cells.images[[2, 0]]).all() and part.name == cells.name
+    mask = np.array([True, False, True, False])
+    same = {cells.subset(index).fingerprint for index in (mask, [0, 2], [0, -2], slice(0, 4, 2))}
+    assert len(same) == 1 and not same & {cells.fingerprint, part.fingerprint}
+
+
+def test_arrays_that_do_not_fit_together_are_refused():
+    with pytest.raises(ValueError, match="made: 3 images, 3 labels and 2 groups"):
+        made([0, 1, 1], "ab")
+    with pytest.raises(ValueError, match=r"images are float64 \[2, 4, 4\], expected uint8"):
+        made([0, 1], "ab", pixels=np.zeros((2, 4, 4)))
+
+
+# Splits
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 8), min_size=6, max_size=14),
+    test=st.sampled_from([1 / 2, 1 / 3]),
+    seed=st.integers(0, 20),
+)
+def test_a_split_by_patient_never_leaks(sizes, test, seed):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    cells = made(groups % 2, groups, seed=seed)
+    train, held_out = data.split(cells, by="patient", test=test, seed=seed)
+    assert not set(train.groups) & set(held_out.groups)
+    assert set(train.labels) == set(held_out.labels) == {0, 1}
+    together = np.concatenate([train.images, held_out.images]).reshape(len(cells), -1)
+    assert sorted(map(bytes, together)) == sorted(map(bytes, cells.images.reshape(len(cells), -1)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_split_by_image_keeps_duplicates_together(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (60, 1, 4, 4), np.uint8)
+    pixels[40:50] = pixels[:10]
+    cells = made(np.arange(60) // 5 % 2, ["one"] * 60, pixels=pixels)
+    train, held_out = data.split(cells, by="image", seed=seed)
+    assert not set(map(bytes, train.images)) & set(map(bytes, held_out.images))
+    assert len(train) + len(held_out) == 60 and np.bincount(held_out.labels).tolist() == pytest.approx([10, 10], abs=2)
+
+
+def test_seeds_give_other_splits_again_and_again():
+    groups = np.repeat(np.arange(12), 5)
+    cells = made(groups % 2, groups)
+    prints = [data.split(cells, by="patient", seed=seed)[1].fingerprint for seed in (0, 1, 2, 0)]
+    assert prints[0] == prints[3] and len(set(prints)) == 3
+
+
+def test_folds_short_of_a_class_are_avoided():
+    groups = np.repeat(np.arange(13), [60, 60, 60] + [2] * 5 + [36] * 5)  # three large healthy subjects, as in C-NMC
+    cells = made(groups > 7, groups)
+    for seed in range(6):
+        _, held_out = data.split(cells, by="patient", test=1 / 5, seed=seed)
+        assert np.bincount(held_out.labels)[0] >= 19
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "options", "text"),
+    [
+        ([0, 1] * 6, "aabbccddeeff", {"by": "subject"}, "Unknown split by 'subject': choose patient or image"),
+        ([0, 1] * 6, "aabbccddeeff", {"by": "image", "test": 0.7}, "test is 0.7"),
+        ([1] * 12, "aabbccddeeff", {"by": "patient"}, "0 no in 0 groups and 12 yes in 6 groups: none of 3 folds"),
+        ([0] * 6 + [1] * 6, "aaaaaabbccdd", {"by": "patient"}, "made has 6 no in 1 groups.* Use more images"),
+        ([0] * 6 + [1] * 6, "aaaaaabbbbbb", {"by": "patient"}, "6 no in 1 groups and 6 yes in 1 groups"),
+    ],
+)
+def test_impossible_splits_are_explained(labels, groups, options, text):
+    with pytest.raises(ValueError, match=text):
+        data.split(made(labels, list(groups)), **options)
+
+
+# Fetching and listing
+
+
+def kagglehub(monkeypatch, download):
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=download))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_fetch(tmp_path, monkeypatch, links):
+    def download(handle):
+        assert handle == "andrewmvd/leukemia-classification"
+        return str(tree(tmp_path / "hub", top="C-NMC_Leukemia/training_data") / "cnmc")
+
+    def refuse(*_, **__):
+        raise OSError("no links here")
+
+    kagglehub(monkeypatch, download)
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+    target = data.fetch("cnmc", tmp_path / "data")
+    assert target == tmp_path / "data" / "cnmc" and target.is_symlink() == links
+    assert len(load(tmp_path / "data")) == 6
+    kagglehub(monkeypatch, lambda handle: pytest.fail("fetched again"))
+    assert data.fetch("cnmc", tmp_path / "data") == target
+
+
+def test_fetch_replaces_a_link_to_nothing(tmp_path, monkeypatch):
+    (tmp_path / "cnmc").symlink_to(tmp_path / "gone")
+    kagglehub(monkeypatch, lambda handle: str(tree(tmp_path / "hub") / "cnmc"))
+    assert len(cnmc.training(data.fetch("cnmc", tmp_path))) == 6
+
+
+def test_fetch_explains_failures(tmp_path, monkeypatch):
+    def offline(handle):
+        raise ConnectionError("no route to host.\nlong story")
+
+    by_hand = f"or unpack https://www.kaggle.com/datasets/andrewmvd/leukemia-classification into {tmp_path / 'cnmc'}."
+    kagglehub(monkeypatch, offline)
+    with pytest.raises(RuntimeError) as error:
+        data.fetch("cnmc", tmp_path)
+    reason = "(ConnectionError: no route to host): try again online"
+    assert str(error.value) == f"Fetching andrewmvd/leukemia-classification failed {reason}, {by_hand}"
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(RuntimeError, match="needs kagglehub: pip install kagglehub, or unpack https"):
+        data.fetch("cnmc", tmp_path)
+    assert not (tmp_path / "cnmc").exists()
+
+
+def test_status(tmp_path):
+    assert [row["images"] for row in data.status()] == [0, 0] and "HPAT_DATA" in data.status()[0]["note"]
+    train, part = data.status(preliminary(tree(tmp_path)))
+    classes = {"hem": 3, "all": 3}
+    folder = tmp_path / "cnmc"
+    assert train == {"key": "cnmc", "part": "train", "images": 6, "classes": classes, "folder": folder, "note": ""}
+    assert (part["part"], part["images"], part["classes"]) == ("preliminary", 3, {"hem": 1, "all": 2})
+    draw(tmp_path / "cnmc/fold_0/all/odd.bmp", 0)
+    assert data.status(tmp_path)[0]["images"] == 0 and "odd.bmp" in data.status(tmp_path)[0]["note"]
+
+
+def test_sources_are_complete():
+    from hpatlib.data import phantoms
+
+    for key, source in data.SOURCES.items():
+        assert isinstance(source, Source) and source.key == key and source.mode in images.READABLE
+        assert callable(getattr(phantoms, source.phantom)) and source.citation and source.licence
+
+
+# The real thing
+
+
+@pytest.mark.skipif(not (REAL / "cnmc").is_dir(), reason=f"real C-NMC images are not in {REAL / 'cnmc'}")
+def test_real_cnmc(tmp_path):
+    cells = load(REAL, size=16)
+    assert np.bincount(cells.labels).tolist() == [840, 840] and cells.images.shape == (1680, 3, 16, 16)
+    healthy, ill = set(cells.groups[cells.labels == 0]), set(cells.groups[cells.labels == 1])
+    assert (len(healthy), len(ill)) == (13, 21) and not healthy & ill and "h3" in healthy
+    large = []
+    for seed in range(5):
+        train, test = data.split(cells, by="patient", seed=seed)
+        assert not set(train.groups) & set(test.groups) and len(train) + len(test) == 1680
+        assert np.bincount(test.labels).tolist() == pytest.approx([280, 280], abs=40)
+        large.append({"H10", "H14", "H22"} & set(test.groups))
+    assert large[:3] == [{"H10"}, {"H14"}, {"H22"}]  # the only healthy subjects with many cells take turns
+    train, test = data.split(cells, by="image")
+    assert np.bincount(test.labels).tolist() == [280, 280]
+    assert not set(map(bytes, train.images)) & set(map(bytes, test.images))
