@@ -34,7 +34,7 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
     """Raise ``ValueError`` unless a model's first answer is ``[…, classes]`` with a class for every label."""
     if logits.ndim != 2:
         raise ValueError(f"the model must return logits [B, classes], found {list(logits.shape)}")
-    if not (0 <= labels.min() and labels.max() < logits.shape[1]):
+    if not (labels.min() >= 0 and labels.max() < logits.shape[1]):
         raise ValueError(
             f"labels must lie in 0…{logits.shape[1] - 1} (the model has {logits.shape[1]} classes), "
             f"found {labels.min().item()}…{labels.max().item()}"

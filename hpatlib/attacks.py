@@ -63,9 +63,7 @@ def pgd(
     the ball) or ``None`` (BIM); ``generator`` draws it. The printed equation 2 steps by ε and does not project: see
     the interpretations page, H12. Returns the last iterate ``[B, C, H, W]``.
     """
-    return _ascend(
-        model, images, labels, eps=eps, step=step, iterations=iterations, start=start, generator=generator
-    )
+    return _ascend(model, images, labels, eps=eps, step=step, iterations=iterations, start=start, generator=generator)
 
 
 def _ascend(

@@ -2,19 +2,22 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
 
 from hpatlib._model import held_still
 from hpatlib.data import ImageSet
-from hpatlib.spatial import Box, SearchResult, grid_search, random_search
+from hpatlib.spatial import Box, grid_search, random_search
 from hpatlib.stbo import stbo
 
-Search = Callable[[nn.Module, Tensor, Tensor, Box, torch.Generator], SearchResult]
+Perturbation = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -62,29 +65,180 @@ def roi(before: Tensor, after: Tensor) -> Tensor:
     return (before == after).double()
 
 
-def bootstrap(values: Tensor | np.ndarray, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> tuple:
-    """Mean of ``values [N]`` with its percentile bootstrap interval: ``(mean, low, high)``.
+def bootstrap(
+    values: Tensor | np.ndarray, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean of ``values [N, …]`` over images and its percentile bootstrap interval: ``(mean, low, high)``, ``[…]`` each
 
     The interval is about the images that might have been drawn, not about other trainings.
     """
     values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"values must be [N] with N ≥ 1, found {list(values.shape)}")
-    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(values.mean()), float(low), float(high)
+    if values.ndim == 0 or len(values) == 0:
+        raise ValueError(f"values must be [N, …] with N ≥ 1, found {list(values.shape)}")
+    count = len(values)
+    # How often each image is drawn in each resample: one matrix product replaces a copy of the values a resample.
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    means = np.tensordot(weights, values, axes=1)  # [resamples, …]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return values.mean(axis=0), low, high
 
 
-def searches(budget: int) -> dict[str, Search]:
-    """The spatial searches of the leukemia paper's figure 6 at ``budget`` queries, and the two it leaves out."""
+def sample(data: ImageSet, count: int) -> ImageSet:
+    """At most ``count`` images, evenly spaced through the set, so that classes and patients keep their shares."""
+    return data.subset(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int))
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What perturbations did to predictions: one column of each tensor an image.
+
+    ``table``: a row a perturbation; ``images``, ``predictions``, ``confidences``: by its name, each on all images.
+    """
+
+    table: pd.DataFrame
+    images: dict[str, Tensor]
+    predictions: dict[str, Tensor]
+    confidences: dict[str, Tensor]
+    labels: Tensor
+
+
+def flips(model: nn.Module, data: ImageSet, perturbations: dict[str, Perturbation], *, batch_size: int = 64) -> Flips:
+    """How many predictions each perturbation turns over (figure 1 of the leukemia paper); the first one is "clean".
+
+    The table has, with bootstrap intervals (``_low``, ``_high``): ``accuracy``, ``roi`` (equation 15) and ``flipped``,
+    the share of the correctly classified images that are no longer so.
+    """
+    device = next(model.parameters()).device
+    shown: dict[str, list[Tensor]] = {name: [] for name in perturbations}
+    for images, truth in tqdm(list(data.batches(batch_size, device=device)), "perturb", unit="batch", leave=False):
+        for name, perturbation in perturbations.items():
+            shown[name].append(perturbation(model, images, truth))
+    images = {name: torch.cat(batches) for name, batches in shown.items()}
+    labels = torch.from_numpy(data.labels).to(device)
+    answers = {name: logits(model, perturbed).softmax(dim=1) for name, perturbed in images.items()}
+    predictions = {name: answer.argmax(dim=1) for name, answer in answers.items()}
+    clean = predictions["clean"]
+    rows = []
+    for name, guess in predictions.items():
+        right, hit = clean == labels, guess == labels
+        row = {"perturbation": name, "n": len(labels), "n_correct": int(right.sum())}
+        measured = {"accuracy": hit.double(), "roi": roi(clean, guess), "flipped": (~hit[right]).double()}
+        for metric, values in measured.items():
+            row |= interval(metric, values.cpu())
+        rows.append(row)
+    confidences = {name: answer.amax(dim=1) for name, answer in answers.items()}
+    return Flips(pd.DataFrame(rows), images, predictions, confidences, labels)
+
+
+def flip_effects(result: Flips) -> dict[str, Tensor]:
+    """What figure 1's claims are about, for each correctly classified image ``[M]``; above zero speaks for them.
+
+    ``noise``, ``transform``: whether the random one flips the prediction, less 0.01; ``both``: what the two together
+    flip more than the noise alone.
+    """
+    right = result.predictions["clean"] == result.labels
+    flipped = {name: (guess != result.labels)[right].double() for name, guess in result.predictions.items()}
     return {
-        "STBO": lambda model, images, labels, box, generator: stbo(
-            model, images, labels, box, evaluations=budget, initial=min(10, budget), generator=generator
-        ),
-        "random": lambda model, images, labels, box, generator: random_search(
-            model, images, labels, box, evaluations=budget, generator=generator
-        ),
-        "Sobol": lambda model, images, labels, box, generator: random_search(
-            model, images, labels, box, evaluations=budget, sobol=True, generator=generator
-        ),
+        "noise": flipped["random noise"] - 0.01,
+        "transform": flipped["random transform"] - 0.01,
+        "both": flipped["random both"] - flipped["random noise"],
     }
+
+
+def interval(name: str, values: Tensor | np.ndarray) -> dict[str, float]:
+    """Mean of ``values [N]`` and its bootstrap interval as the columns ``name``, ``name_low``, ``name_high``."""
+    mean, low, high = bootstrap(values)
+    return {name: float(mean), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+QUERIES = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
+GRIDS = ((1, 1, 9), (3, 3, 3), (3, 3, 11), (5, 5, 31))  # 9, 27, 99 and Engstrom's 775 points
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Searches of one box on the same images: worst loss ``[N, queries]`` by method, and what the images were before.
+
+    ``histories``: method → ``[N, evaluations]``; a grid's whole budget is one point, so STM has one entry
+    ``[N, 1]`` a grid, named by its number of queries.
+    """
+
+    box: Box
+    clean: Tensor
+    histories: dict[str, Tensor]
+    grids: dict[int, Tensor]
+
+
+def compare_searches(
+    model: nn.Module, data: ImageSet, box: Box, *, budget: int = 100, batch_size: int = 32, seed: int = 0
+) -> Comparison:
+    """STBO, random search and Sobol points at ``budget`` queries, and STM's grids, on every image of ``data``.
+
+    The images are those of figure 6 of the leukemia paper: its STM and STBO, and the two baselines it leaves out.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    methods = {
+        "STBO": partial(stbo, evaluations=budget, generator=generator),
+        "Sobol": partial(random_search, evaluations=budget, sobol=True, generator=generator),
+        "random": partial(random_search, evaluations=budget, generator=generator),
+    }
+    clean: list[Tensor] = []
+    histories: dict[str, list[Tensor]] = {name: [] for name in methods}
+    grids: dict[int, list[Tensor]] = {math.prod(counts): [] for counts in GRIDS}
+    queries = len(methods) * budget + sum(grids)
+    title = f"±{box.rotation:g}°, ±{box.translation:.3g} px"
+    with tqdm(total=queries * len(data), desc=title, unit="query", unit_scale=True, leave=False) as bar:
+        for images, labels in data.batches(batch_size, device=device):
+            clean.append(F.cross_entropy(logits(model, images), labels, reduction="none").cpu())
+            for name, method in methods.items():
+                histories[name].append(method(model, images, labels, box).history.cpu())
+                bar.update(budget * len(images))
+            for counts in GRIDS:
+                grids[math.prod(counts)].append(grid_search(model, images, labels, box, counts=counts).loss.cpu())
+                bar.update(math.prod(counts) * len(images))
+    return Comparison(
+        box,
+        torch.cat(clean),
+        {name: torch.cat(parts) for name, parts in histories.items()},
+        {count: torch.cat(parts) for count, parts in grids.items()},
+    )
+
+
+def unchanged(comparison: Comparison, loss: Tensor) -> Tensor:
+    """Equation 15 image by image from the worst loss ``[N, …]`` a search found, for two classes.
+
+    There the prediction is right exactly when the cross-entropy is below ln 2, so the loss tells the prediction.
+    """
+    before = comparison.clean < math.log(2)  # [N]
+    return roi(before.view(-1, *[1] * (loss.ndim - 1)).expand_as(loss), loss < math.log(2))
+
+
+def search_curves(comparison: Comparison) -> pd.DataFrame:
+    """Worst loss and ROI against queries: a row a method and number of queries, with bootstrap intervals."""
+    points = {name: (h, [q for q in QUERIES if q <= h.shape[1]]) for name, h in comparison.histories.items()}
+    rows = []
+    for name, (history, queries) in points.items():
+        picked = history[:, [query - 1 for query in queries]]  # [N, Q]
+        rows += [_row(comparison, name, query, picked[:, i]) for i, query in enumerate(queries)]
+    rows += [_row(comparison, "STM", count, loss) for count, loss in comparison.grids.items()]
+    return pd.DataFrame(rows)
+
+
+def search_effects(comparison: Comparison, *, budget: int = 99) -> dict[str, Tensor]:
+    """What figure 6's claims are about, image by image ``[N]``; above zero speaks for STBO.
+
+    ``roi``: how much more often STM (a grid of ``budget`` points) than STBO at as many queries leaves the prediction
+    unchanged; ``efficiency``: how much higher a loss STBO's whole history finds than STM's largest grid.
+    """
+    stbo_history, grids = comparison.histories["STBO"], comparison.grids
+    return {
+        "roi": unchanged(comparison, grids[budget]) - unchanged(comparison, stbo_history[:, budget - 1]),
+        "efficiency": stbo_history[:, -1] - grids[max(grids)],
+    }
+
+
+def _row(comparison: Comparison, method: str, queries: int, loss: Tensor) -> dict:
+    box = comparison.box
+    row = {"rotation": box.rotation, "translation": round(box.translation, 4), "method": method, "queries": queries}
+    return row | interval("loss", loss) | interval("roi", unchanged(comparison, loss)) | {"n": len(loss)}

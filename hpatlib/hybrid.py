@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from hpatlib import attacks
 from hpatlib._model import check_images
-from hpatlib.spatial import Box, SearchResult, transform
+from hpatlib.spatial import Box, SearchResult, random_search, transform
+from hpatlib.stbo import stbo
 
 PixelAttack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 SpatialAttack = Callable[[nn.Module, Tensor, Tensor], SearchResult | Tensor]
@@ -90,3 +91,32 @@ def environment(k: int, *, size: int = REFERENCE_SIZE) -> Environment:
         s=(pixels, pixels, 30.0 * k),
         box=Box(translation=pixels, rotation=30.0 * k),
     )
+
+
+def random_noise(
+    model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Uniform noise in ±``eps``, clipped to [0, 1]: a pixel perturbation that asks the model nothing."""
+    device = generator.device if generator is not None else images.device
+    noise = torch.rand(images.shape, generator=generator, device=device, dtype=images.dtype).to(images.device)
+    return (images + eps * (2 * noise - 1)).clamp_(0, 1)
+
+
+def showcase(eps: float, box: Box, *, seed: int = 0) -> dict[str, PixelAttack]:
+    """Random and searched perturbations of one size, by name: what figure 1 of the leukemia paper is about.
+
+    Searched: PGD with six steps of eps/6 (the document's setting at 6/255) and STBO with 100 queries.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = partial(random_noise, eps=eps, generator=generator)
+    turn = partial(random_search, box=box, evaluations=1, generator=generator)
+    pgd = partial(attacks.pgd, eps=eps, step=eps / 6, iterations=6, start="gaussian", generator=generator)
+    parts: dict[str, tuple[PixelAttack | None, SpatialAttack | None]] = {
+        "clean": (None, None),
+        "random noise": (noise, None),
+        "random transform": (None, turn),
+        "random both": (noise, turn),
+        "worst noise": (pgd, None),
+        "worst transform": (None, partial(stbo, box=box, generator=generator)),
+    }
+    return {name: partial(perturb, pixel=pixel, spatial=spatial) for name, (pixel, spatial) in parts.items()}

@@ -83,7 +83,12 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
             record = {
                 "key": folder.name,
                 "run": asdict(run),
-                "data": {"name": images.name, "fingerprint": images.fingerprint, "train": len(train), "test": len(test)},
+                "data": {
+                    "name": images.name,
+                    "fingerprint": images.fingerprint,
+                    "train": len(train),
+                    "test": len(test),
+                },
                 "epochs": epochs,
                 "seconds": round(time.perf_counter() - started, 1),
                 **environment(device),
@@ -117,7 +122,12 @@ def _meaning(text: str) -> bytes:
     tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             node.body = body[1:]
     return ast.dump(tree).encode()
 

@@ -32,7 +32,7 @@ def stbo(
     *,
     evaluations: int = 100,
     initial: int = 10,
-    candidates: tuple[int, int] = (384, 128),
+    candidates: tuple[int, int] = (64, 64),
     refit_every: int | None = None,
     scope: Literal["image", "batch"] = "image",
     generator: torch.Generator | None = None,
@@ -65,7 +65,9 @@ def stbo(
         process = Process(kernel(box, processes), processes, evaluations, images.device)
         design = sobol_points(min(initial, evaluations), processes, generator)  # [initial, G, 3]
         design[0] = 0.5  # the untouched image: the result is never milder than no attack
-        units, history = [], []
+        best_unit = torch.full((processes, 3), 0.5, device=images.device)
+        best_value = images.new_full((processes,), -math.inf)
+        best_loss, history = best_value.expand(len(images)), []
         for t in range(evaluations):
             if t < len(design):
                 unit = design[t].to(images.device)  # [G, 3]
@@ -77,14 +79,10 @@ def stbo(
             loss = losses(model, images, labels, s.expand(len(images), -1))  # [B]
             value = loss if scope == "image" else loss.mean(dim=0, keepdim=True)  # [G]
             process.add(features(unit, box), value)
-            units.append(unit)
-            if t == 0:
-                best_unit, best_value, best_loss = unit, value, loss
-            else:
-                better = value > best_value  # [G]
-                best_unit = torch.where(better.unsqueeze(1), unit, best_unit)
-                best_loss = torch.where(better, loss, best_loss)
-                best_value = torch.maximum(value, best_value)
+            better = value > best_value  # [G]
+            best_unit = torch.where(better.unsqueeze(1), unit, best_unit)
+            best_loss = torch.where(better, loss, best_loss)  # [B]
+            best_value = torch.maximum(value, best_value)
             history.append(best_value)
         check_losses(best_loss)
         best_s = box.place(best_unit).to(images.dtype).expand(len(images), -1)
@@ -201,7 +199,9 @@ def _propose(
     scale = 0.3 * 10 ** (-2 * uniform[anywhere:, 3:])
     steps = torch.special.ndtri(uniform[anywhere:, :3].clamp(1e-6, 1 - 1e-6)) * scale  # [near, 3]
     local = best.unsqueeze(1) + steps  # [G, near, 3]
-    local = torch.cat([local[..., :2].clamp(0, 1), local[..., 2:] % 1 if box.spans_circle else local[..., 2:].clamp(0, 1)], dim=-1)
+    local = torch.cat(
+        [local[..., :2].clamp(0, 1), local[..., 2:] % 1 if box.spans_circle else local[..., 2:].clamp(0, 1)], dim=-1
+    )
     unit = torch.cat([uniform[:anywhere, :3].expand(len(best), -1, -1), local], dim=1)  # [G, C, 3]
     mean, deviation = process.posterior(features(unit, box))
     improvement = expected_improvement(mean, deviation, process.standardised().amax(dim=1))  # [G, C]

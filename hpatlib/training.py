@@ -83,7 +83,9 @@ def fit(
                 bar.update()
             mean_loss, accuracy = (totals / len(data)).tolist()
             if not mean_loss < float("inf"):
-                raise ValueError(f"the loss of epoch {epoch + 1} is {mean_loss}: lower lr={recipe.lr}, check the images")
+                raise ValueError(
+                    f"the loss of epoch {epoch + 1} is {mean_loss}: lower lr={recipe.lr}, check the images"
+                )
             rows.append({"loss": mean_loss, "accuracy": accuracy, "seconds": time.perf_counter() - started})
             bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{accuracy:.3f}")
             if checkpoint is not None:
@@ -113,7 +115,7 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         return []
     with safe_open(path, framework="pt") as file:
         rows = json.loads(file.metadata()["rows"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     state: dict[int, dict[str, Tensor]] = {}
     for name in [name for name in tensors if name.startswith("optimizer.")]:
         _, number, key = name.split(".")

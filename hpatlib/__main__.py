@@ -1,0 +1,3 @@
+from hpatlib.cli import app
+
+app()

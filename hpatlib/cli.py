@@ -1,0 +1,193 @@
+"""``hpat``: list and run chapters, look after data, build the book."""
+
+import os
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(help="Which real data sets are here, and how to get the others.")
+app.add_typer(data_app, name="data")
+
+
+class Profile(StrEnum):
+    smoke = "smoke"
+    laptop = "laptop"
+    study = "study"
+    paper = "paper"
+
+
+class Data(StrEnum):
+    phantom = "phantom"
+    real = "real"
+
+
+def checkout() -> Path:
+    """The folder that holds notebooks/: the current one, one above it, or the one the library is installed from."""
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]):
+        if (folder / "notebooks").is_dir() and (folder / "_config.yml").is_file():
+            return folder
+    raise _stop("no checkout of the book here: clone the repository and run hpat inside it")
+
+
+def chapters(root: Path) -> dict[str, Path]:
+    """Name (``hpat/fig6_stbo_vs_grid_search``) → the chapter's text source, in order."""
+    return {
+        path.relative_to(root / "notebooks").with_suffix("").as_posix(): path
+        for path in sorted((root / "notebooks").glob("*/*.md"))
+    }
+
+
+@app.command("list")
+def list_() -> None:
+    """Name and title of every chapter."""
+    known = chapters(checkout())
+    width = max(map(len, known), default=0)
+    for name, path in known.items():
+        title = next((line[2:] for line in path.read_text("utf-8").splitlines() if line.startswith("# ")), "")
+        typer.echo(f"{name:{width}}  {title}")
+
+
+@app.command()
+def run(
+    names: Annotated[list[str], typer.Argument(metavar="CHAPTER…", help="As hpat list names them.")],
+    profile: Annotated[Profile, typer.Option(help="How large: see the page on reproducing.")] = Profile.smoke,
+    data: Annotated[Data | None, typer.Option(help="Default: the profile's own.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    record: Annotated[bool, typer.Option("--record", help="Write the record to evidence/, to be committed.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder for executed notebooks [runs/chapters].")] = None,
+) -> None:
+    """Execute chapters with papermill; the executed notebooks and their records land under runs/."""
+    root = checkout()
+    known = chapters(root)
+    if unknown := [name for name in names if name not in known]:
+        raise _stop(f"unknown chapter {', '.join(unknown)}: choose from {', '.join(known)}")
+    from hpatlib.data.images import home
+
+    if record:
+        os.environ["HPAT_RECORDS"] = str(root / "evidence")
+    given = {"profile": profile.value, "data": data.value if data else None, "seed": seed}
+    label = "-".join([profile.value, data.value if data else "default", f"seed{seed}"])
+    failed = []
+    for name in names:
+        target = (output or home() / "chapters" / label) / f"{name}.ipynb"
+        typer.echo(f"{name} → {_short(target)}")
+        if (message := execute(known[name], target, given)) is not None:
+            failed.append(name)
+            typer.echo(message, err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def execute(source: Path, target: Path, parameters: dict) -> str | None:
+    """Run the chapter ``source`` (MyST text) into the notebook ``target``; return None, or why it failed.
+
+    Parameters that equal the chapter's defaults are not injected. ``target`` is whole or absent; a failed run is
+    kept beside it as ``<name>.failed.ipynb``.
+    """
+    import jupytext
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_suffix(".input.ipynb")
+    partial = target.with_suffix(".failed.ipynb")
+    notebook = jupytext.read(source)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    jupytext.write(notebook, fresh)
+    try:
+        defaults = {name: value["default"] for name, value in papermill.inspect_notebook(str(fresh)).items()}
+        given = {name: value for name, value in parameters.items() if repr(value) != defaults.get(name)}
+        papermill.execute_notebook(
+            str(fresh), str(partial), given, kernel_name="python3", cwd=source.parent, progress_bar=sys.stderr.isatty()
+        )
+    except PapermillExecutionError as error:
+        return (
+            f"{target.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n(see {_short(partial)})"
+        )
+    except DeadKernelError as error:
+        return f"{target.stem} failed: its kernel died ({error}). Was there enough memory?"
+    finally:
+        fresh.unlink()
+    os.replace(partial, target)
+    return None
+
+
+@app.command()
+def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER…]")] = None) -> None:
+    """Run chapters (default: all) as smoke and renew the committed .ipynb beside each .md."""
+    import nbformat
+
+    root = checkout()
+    for name, source in chapters(root).items():
+        if names and name not in names:
+            continue
+        typer.echo(name)
+        target = source.with_suffix(".ipynb")
+        done = root / "runs" / "sync" / f"{name}.ipynb"
+        if (message := execute(source, done, {})) is not None:
+            raise _stop(message)
+        notebook = nbformat.read(done, as_version=4)
+        notebook.metadata.pop("papermill", None)
+        for number, cell in enumerate(notebook.cells):
+            cell.id = f"cell-{number}"  # stable, so that a new run changes only what it shows
+            cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags" and value}
+        nbformat.write(notebook, target)
+
+
+@app.command()
+def book(
+    profile: Annotated[Profile, typer.Option()] = Profile.smoke,
+    data: Annotated[Data | None, typer.Option(show_default=False)] = None,
+    cores: Annotated[int, typer.Option(min=1, help="Chapters at a time.")] = 2,
+) -> None:
+    """Build the book: run the chapters that are out of date, then the pages."""
+    root = checkout()
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--cores", str(cores)]
+    # Snakemake otherwise overlooks touched files whose content is the same.
+    command += ["--max-checksum-file-size", "0", "--quiet", "rules", "--rerun-incomplete"]
+    command += ["--config", f"profile={profile.value}", f"data={data.value if data else ''}"]
+    raise typer.Exit(subprocess.run(command, cwd=root).returncode)
+
+
+@data_app.callback(invoke_without_command=True)
+def data_status(context: typer.Context) -> None:
+    """What is under HPAT_DATA."""
+    if context.invoked_subcommand:
+        return
+    from hpatlib import data
+
+    typer.echo(f"HPAT_DATA = {os.environ.get('HPAT_DATA', '(not set)')}")
+    for row in data.status():
+        counts = ", ".join(f"{count} {name}" for name, count in row["classes"].items())
+        typer.echo(f"{row['key']} ({row['part']}): {row['images']} images ({counts})")
+        if row["note"]:
+            typer.echo(f"    {row['note']}")
+
+
+@data_app.command()
+def fetch(name: Annotated[str, typer.Argument(help="Key of the data set, such as cnmc.")]) -> None:
+    """Download a data set from Kaggle into HPAT_DATA."""
+    from hpatlib import data
+
+    root = os.environ.get("HPAT_DATA")
+    if not root:
+        raise _stop("set HPAT_DATA to the folder that data sets shall go to")
+    try:
+        typer.echo(str(data.fetch(name, root)))
+    except (ValueError, RuntimeError) as error:
+        raise _stop(str(error)) from error
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _stop(message: str) -> typer.Exit:
+    typer.echo(message, err=True)
+    return typer.Exit(2)

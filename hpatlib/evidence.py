@@ -1,0 +1,213 @@
+"""Published values, records of what was measured, and verdicts on claims.
+
+A record is one JSON file of tidy rows and their provenance. Records of runs on real data are committed under
+``evidence/``; phantom records never count as evidence about patients.
+"""
+
+import os
+import time
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pandas as pd
+
+from hpatlib import runs
+from hpatlib._files import write
+from hpatlib.data.images import home
+from hpatlib.settings import Settings
+
+PACKAGE = Path(__file__).parent
+VERDICTS = ("supported", "contradicted", "inconclusive", "not yet tested")
+
+
+class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A falsifiable sentence about a published result; it holds when its effect, in ``unit``, is above zero."""
+
+    id: str
+    chapter: str
+    where: str
+    statement: str
+    unit: str
+
+
+class Effect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A claim's measured effect with its 95 % interval over ``n`` images."""
+
+    claim: str
+    effect: float
+    low: float
+    high: float
+    n: int
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one run of one chapter measured. ``rows``: tidy metrics; ``provenance``: plain JSON data."""
+
+    chapter: str
+    profile: str
+    data: str
+    seed: int
+    rows: list[dict[str, str | float | int]]
+    effects: list[Effect]
+    provenance: dict
+    schema: int = 1
+
+    @property
+    def real(self) -> bool:
+        """Whether real images were measured: phantoms are no evidence about patients."""
+        return self.data == "real"
+
+    @property
+    def label(self) -> str:
+        """Profile, data, n and seed in a few words, for captions and legends."""
+        name, shown = self.provenance["data"]["name"], self.provenance["data"]["shown"]
+        kind = "real" if self.real else "phantom"
+        return f"{self.profile} profile, {kind} data ({name}), n = {shown} images, seed {self.seed}"
+
+
+def claims() -> list[Claim]:
+    """All claims of the three documents, from ``published/*.toml``."""
+    return [msgspec.convert(claim, Claim) for document in _published().values() for claim in document.get("claims", [])]
+
+
+def published(document: str) -> dict[str, dict]:
+    """The numbers printed in ``document`` (``"hpat"``): name → value, unit and where it stands."""
+    documents = _published()
+    if document not in documents:
+        raise ValueError(f"unknown document {document!r}: choose one of {', '.join(documents)}")
+    return documents[document]["values"]
+
+
+def _published() -> dict[str, dict]:
+    return {
+        path.stem: tomllib.loads(path.read_text("utf-8")) for path in sorted((PACKAGE / "published").glob("*.toml"))
+    }
+
+
+def effect(claim: str, values) -> Effect:
+    """The effect of ``claim`` from its value on each image ``[N]``, with a bootstrap interval."""
+    from hpatlib.evaluation import bootstrap
+
+    if claim not in {known.id for known in claims()}:
+        raise ValueError(f"unknown claim {claim!r}: the ones there are stand in hpatlib/published/")
+    mean, low, high = bootstrap(values)
+    return Effect(claim, float(mean), float(low), float(high), len(values))
+
+
+def record(
+    chapter: str, settings: Settings, trained: runs.Trained, rows: pd.DataFrame, effects: list[Effect], *, shown: int
+) -> Record:
+    """Put together what a chapter measured on ``shown`` images, and write it to ``$HPAT_RECORDS`` (home()/records)."""
+    made = Record(
+        chapter=chapter,
+        profile=settings.profile,
+        data=settings.data,
+        seed=settings.seed,
+        rows=rows.to_dict("records"),
+        effects=effects,
+        provenance={
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "seconds": round(time.perf_counter() - settings.started, 1),
+            "model": {
+                "key": trained.provenance["key"],
+                "name": settings.run.model,
+                "weights": settings.run.weights,
+                "seconds": trained.provenance["seconds"],
+                "device": trained.provenance["device"],
+            },
+            "data": {
+                **trained.provenance["data"],
+                "size": settings.size,
+                "split_by": settings.run.split_by,
+                "shown": shown,
+            },
+            **runs.environment(str(next(trained.model.parameters()).device)),
+        },
+    )
+    folder = Path(os.environ.get("HPAT_RECORDS") or home() / "records")
+    name = f"{settings.profile}-{settings.data}-seed{settings.seed}.json"
+    write(folder / chapter / name, msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    return made
+
+
+def folder() -> Path:
+    """Where committed records are: ``evidence/`` of the checkout, or the copy inside an installed package."""
+    checkout = PACKAGE.parent / "evidence"
+    return checkout if checkout.is_dir() else PACKAGE / "_evidence"
+
+
+def records(chapter: str) -> list[Record]:
+    """The committed records of ``chapter``, ordered by file name. Raises ``ValueError`` that names a broken file."""
+    return [read(path) for path in sorted((folder() / chapter).glob("*.json"))]
+
+
+def read(path: Path) -> Record:
+    """One record. Raises ``ValueError`` that names the file when it is not a whole, valid record."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a record: {error}. Write it anew with hpat run … --record") from error
+
+
+def verdict(effects: list[Effect]) -> str:
+    """The verdict on a claim from its effects in all real records (one a seed).
+
+    ``supported`` when every interval lies above zero, ``contradicted`` when every one lies below or at it,
+    ``inconclusive`` otherwise, ``not yet tested`` without any.
+    """
+    if not effects:
+        return "not yet tested"
+    if all(e.low > 0 for e in effects):
+        return "supported"
+    if all(e.high <= 0 for e in effects):
+        return "contradicted"
+    return "inconclusive"
+
+
+def verdicts(chapter: str | None = None) -> pd.DataFrame:
+    """A row a claim (of one chapter, or of all): sentence, where it stands, effect with interval, n, seeds, verdict.
+
+    Only committed records of real data count.
+    """
+    rows = []
+    for claim in [claim for claim in claims() if chapter in (None, claim.chapter)]:
+        found = [(r, e) for r in records(claim.chapter) if r.real for e in r.effects if e.claim == claim.id]
+        effects = [e for _, e in found]
+        shown = "–"
+        if effects:
+            mean = sum(e.effect for e in effects) / len(effects)
+            shown = f"{mean:+.3f} [{min(e.low for e in effects):+.3f}, {max(e.high for e in effects):+.3f}]"
+        rows.append(
+            {
+                "claim": claim.statement,
+                "document": claim.where,
+                "effect [95 % interval]": shown,
+                "unit": claim.unit,
+                "n": effects[0].n if effects else "–",
+                "seeds": ", ".join(str(r.seed) for r, _ in found) or "–",
+                "data": ", ".join(sorted({f"{r.provenance['data']['name']} ({r.profile})" for r, _ in found})) or "–",
+                "verdict": verdict(effects),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def stamp(made: Record) -> pd.DataFrame:
+    """Where a record's numbers came from, as a table of two columns."""
+    p = made.provenance
+    data = p["data"]
+    kind = "real" if made.real else "phantom (no evidence about patients)"
+    rows = {
+        "chapter": made.chapter,
+        "profile, data, seed": f"{made.profile}, {kind}, {made.seed}",
+        "images": f"{data['name']} {data['fingerprint']}, {data['size']} px, {data['train']} for training, "
+        f"{data['test']} for testing (split by {data['split_by']}), {data['shown']} of them measured",
+        "model": f"{p['model']['name']} from {p['model']['weights']}, {p['model']['key']}, "
+        f"trained in {p['model']['seconds']} s on {p['model']['device']}",
+        "device, wall time": f"{p['device']}, {p['seconds']} s",
+        "versions": ", ".join(f"{name} {number}" for name, number in p["versions"].items()) + f", Python {p['python']}",
+        "library source": p["source"],
+        "date": p["date"],
+    }
+    return pd.DataFrame({"": rows.keys(), "value": rows.values()}).set_index("")
