@@ -1,21 +1,45 @@
-# Each target sets itself up: Python >= 3.11, make and a network (or a filled uv cache) are all a fresh machine needs.
+# Each target sets itself up: Python ≥ 3.11, make, a compiler and a network are all a fresh machine needs.
 PYTHON ?= python3
 PROFILE ?= smoke
+DATA ?=
 CORES ?= 2
 
 bin := .venv/bin
 ready := .venv/.ready
 
-.PHONY: book test bench lint format lock notebooks clean
+.PHONY: book test bench lint format sync lock clean
+
+book: $(ready)  ## run what is out of date, then build _build/html (PROFILE=laptop DATA=real CORES=8)
+	$(bin)/hpat book --profile $(PROFILE) $(if $(DATA),--data $(DATA)) --cores $(CORES)
+
+test: book lint  ## the book, then every test, the chapters' stored outputs and the pages included
+	$(bin)/pytest --nbval-lax tests notebooks
+
+bench: $(ready)  ## side-by-side timings: run on a machine that does nothing else
+	for script in benchmarks/*.py; do $(bin)/python $$script || exit 1; done
+
+lint: $(ready)
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+format: $(ready)
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+sync: $(ready)  ## renew the committed notebooks from their .md sources and a smoke run
+	$(bin)/hpat sync
+
+lock: $(ready)  ## resolve pyproject.toml anew: exact versions and hashes for every platform, no index address
+	$(bin)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --upgrade --quiet -o requirements.lock
+
+clean:  ## the built book and the environment; trained models and decoded images stay in runs/
+	rm -rf _build .snakemake .venv
 
 $(ready): requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, found {sys.version.split()[0]}: make PYTHON=python3.12"'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	test -x $(bin)/python || $(PYTHON) -m venv .venv
 	$(bin)/python -m pip install --quiet "uv>=0.5"
-	$(bin)/uv pip install --python $(bin)/python --no-deps --require-hashes -r requirements.lock
-	$(bin)/uv pip install --python $(bin)/python --no-deps --no-build-isolation -e .
+	$(bin)/uv pip install --quiet --python $(bin)/python --no-deps --require-hashes -r requirements.lock
+	$(bin)/uv pip install --quiet --python $(bin)/python --no-deps --no-build-isolation -e .
 	touch $@
-
-lock:  ## resolve pyproject.toml anew: exact versions and hashes for every platform, no index address
-	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --upgrade --quiet -o requirements.lock

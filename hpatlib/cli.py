@@ -1,5 +1,6 @@
 """``hpat``: list and run chapters, look after data, build the book."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -101,8 +102,8 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     jupytext.write(notebook, fresh)
     try:
-        defaults = {name: value["default"] for name, value in papermill.inspect_notebook(str(fresh)).items()}
-        given = {name: value for name, value in parameters.items() if repr(value) != defaults.get(name)}
+        known = papermill.inspect_notebook(str(fresh))
+        given = {k: v for k, v in parameters.items() if k not in known or ast.literal_eval(known[k]["default"]) != v}
         papermill.execute_notebook(
             str(fresh), str(partial), given, kernel_name="python3", cwd=source.parent, progress_bar=sys.stderr.isatty()
         )
@@ -135,6 +136,8 @@ def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER…]
         notebook = nbformat.read(done, as_version=4)
         notebook.metadata.pop("papermill", None)
         for number, cell in enumerate(notebook.cells):
+            if "outputs" in cell:  # progress bars and warnings of one machine
+                cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             cell.id = f"cell-{number}"  # stable, so that a new run changes only what it shows
             cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags" and value}
         nbformat.write(notebook, target)

@@ -76,9 +76,8 @@ def searches(record: Record) -> Figure:
             axes[0][column].set_title(title)
             axes[1][column].set(xlabel="queries an image", ylim=(-0.03, 1.03))
             last = rows[rows["queries"].isin((99, 100, 775))]
-            told.append(
-                f"{title}: " + ", ".join(f"{r.method} {r.loss:.2f} after {r.queries}" for r in last.itertuples())
-            )
+            reached = [f"{r.method} {r.loss:.2f} after {r.queries}" for r in last.itertuples()]
+            told.append(f"{title}: {', '.join(reached)}")
         axes[0][0].set_ylabel("mean worst loss (cross-entropy)")
         axes[1][0].set_ylabel("ROI (eq. 15)")
         axes[0][0].legend(loc="upper left")
@@ -111,17 +110,15 @@ def _label(record: Record) -> str:
 
 def _curves(axis: plt.Axes, frame: pd.DataFrame, metric: str) -> None:
     for method, rows in frame.groupby("method", sort=False):
-        colour = COLOURS[method]
+        queries, mean, low, high = (rows[key] for key in ("queries", metric, f"{metric}_low", f"{metric}_high"))
+        style = {"color": COLOURS[method]}
         if method == "STM":
-            spread = [rows[metric] - rows[f"{metric}_low"], rows[f"{metric}_high"] - rows[metric]]
             axis.errorbar(
-                rows["queries"], rows[metric], spread, fmt="s", color=colour, capsize=2, lw=1, label="STM (grids)"
+                queries, mean, [mean - low, high - mean], fmt="s", capsize=2, lw=1, label="STM (grids)", **style
             )
         else:
-            axis.plot(rows["queries"], rows[metric], color=colour, label=method)
-            axis.fill_between(
-                rows["queries"], rows[f"{metric}_low"], rows[f"{metric}_high"], color=colour, alpha=0.15, lw=0
-            )
+            axis.plot(queries, mean, label=method, **style)
+            axis.fill_between(queries, low, high, alpha=0.15, lw=0, **style)
     axis.set_xscale("log")
     ticks = [1, 10, 100, 775]
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -174,15 +171,15 @@ def flip_rates(record: Record) -> Figure:
             x = places + (offset - (len(metrics) - 1) / 2) * width
             axis.bar(x, frame[metric], 0.92 * width, yerr=spread, label=name, error_kw={"lw": 1, "capsize": 2})
         axis.set(ylim=(0, 1.05), ylabel="share of images")
-        axis.set_xticks(places, frame["perturbation"])
+        axis.set_xticks(places, frame["perturbation"].str.replace(" ", "\n"))
         axis.grid(axis="x", visible=False)
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(metrics))
-    told = ", ".join(f"{row.perturbation} {row.flipped:.2f}" for row in frame.itertuples())
-    return _figure(
-        canvas,
-        f"What each perturbation does to predictions; bars are 95 % bootstrap intervals. {_label(record)}.",
-        f"Bar chart of accuracy, ROI and share of flipped correct predictions. Shares flipped: {told}.",
-    )
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(metrics))
+        told = ", ".join(f"{row.perturbation} {row.flipped:.2f}" for row in frame.itertuples())
+        return _figure(
+            canvas,
+            f"What each perturbation does to predictions; whiskers are 95 % bootstrap intervals. {_label(record)}.",
+            f"Bar chart of accuracy, ROI and share of flipped correct predictions. Shares flipped: {told}.",
+        )
 
 
 def _figure(canvas: Canvas, caption: str, alt: str) -> Figure:

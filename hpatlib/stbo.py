@@ -199,9 +199,8 @@ def _propose(
     scale = 0.3 * 10 ** (-2 * uniform[anywhere:, 3:])
     steps = torch.special.ndtri(uniform[anywhere:, :3].clamp(1e-6, 1 - 1e-6)) * scale  # [near, 3]
     local = best.unsqueeze(1) + steps  # [G, near, 3]
-    local = torch.cat(
-        [local[..., :2].clamp(0, 1), local[..., 2:] % 1 if box.spans_circle else local[..., 2:].clamp(0, 1)], dim=-1
-    )
+    around = local[..., 2:] % 1 if box.spans_circle else local[..., 2:].clamp(0, 1)
+    local = torch.cat([local[..., :2].clamp(0, 1), around], dim=-1)
     unit = torch.cat([uniform[:anywhere, :3].expand(len(best), -1, -1), local], dim=1)  # [G, C, 3]
     mean, deviation = process.posterior(features(unit, box))
     improvement = expected_improvement(mean, deviation, process.standardised().amax(dim=1))  # [G, C]
