@@ -105,7 +105,13 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
         known = papermill.inspect_notebook(str(fresh))
         given = {k: v for k, v in parameters.items() if k not in known or ast.literal_eval(known[k]["default"]) != v}
         papermill.execute_notebook(
-            str(fresh), str(partial), given, kernel_name="python3", cwd=source.parent, progress_bar=sys.stderr.isatty()
+            str(fresh),
+            str(partial),
+            given,
+            kernel_name="python3",
+            cwd=source.parent,
+            progress_bar=False,
+            stderr_file=sys.stderr,  # the library's own bars, with their estimates, as they move
         )
     except PapermillExecutionError as error:
         return (

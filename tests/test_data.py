@@ -1,4 +1,4 @@
-"""Data sets: layouts, faulty files, the cache, splits, fetching; on tiny made-up trees and, where it is, on real C-NMC."""
+"""Data sets: layouts, faulty files, cache, splits, fetching; on tiny made-up trees and, where it is, real C-NMC."""
 
 import os
 import subprocess
@@ -119,7 +119,7 @@ def test_names_that_contradict_are_reported_together(tmp_path):
 
 def test_two_copies_are_refused(tmp_path):
     tree(tree(tmp_path), top="C-NMC_training_data")
-    with pytest.raises(ValueError, match="more than once .* keep one copy"):
+    with pytest.raises(ValueError, match=r"more than once .* keep one copy"):
         load(tmp_path)
 
 
@@ -379,11 +379,12 @@ def test_tensors_and_batches():
     assert [len(labels) for _, labels in batches] == [4, 4, 2]
     assert torch.equal(torch.cat([images for images, _ in batches]), pixels)
     one, two = (list(cells.batches(4, generator=torch.Generator().manual_seed(1))) for _ in range(2))
-    assert all(torch.equal(a, b) for pair in zip(one, two) for a, b in zip(*pair))
+    assert all(torch.equal(a, b) for pair in zip(one, two, strict=True) for a, b in zip(*pair, strict=False))
     shuffled = torch.cat([images for images, _ in one])
     assert not torch.equal(shuffled, pixels) and torch.equal(shuffled.sum(0).round(), pixels.sum(0).round())
     for images_, labels_ in one:
-        assert all(labels[(pixels == image).flatten(1).all(1)] == label for image, label in zip(images_, labels_))
+        for image, label in zip(images_, labels_, strict=True):
+            assert (labels[(pixels == image).flatten(1).all(1)] == label).all()
 
 
 def test_batches_of_a_map_can_be_written_to(tmp_path):

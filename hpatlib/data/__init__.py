@@ -85,9 +85,8 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
     usable = [(train, test) for train, test in sides if smallest(train) > 0 and smallest(test) > 0]
     fair = [(train, test) for train, test in usable if smallest(test) >= 0.5 / folds]
     if not usable:
-        found = (
-            f"{n} {c} in {len(set(groups[labels == i]))} groups" for i, (n, c) in enumerate(zip(counts, images.classes))
-        )
+        named = enumerate(zip(counts, images.classes, strict=True))
+        found = (f"{n} {name} in {len(set(groups[labels == i]))} groups" for i, (n, name) in named)
         raise ValueError(
             f"{images.name} has {' and '.join(found)}: none of {folds} folds by {by} leaves every class on both sides. "
             "Use more images or a larger test share."

@@ -161,14 +161,14 @@ def decode(items: Sequence[Item], *, crop: int | None, size: int, mode: str, pro
                 # Bicubic with Pillow's antialiasing: what the pretrained backbones were fed with.
                 pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
                 images[n] = pixels.reshape(size, size, -1).transpose(2, 0, 1)
-        except Exception as error:  # noqa: BLE001 (Pillow's readers raise a dozen types for broken files)
+        except Exception as error:
             return f"unreadable ({error})"
         return None
 
     with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter while it decodes and resizes
         results = pool.map(read, range(len(items)))
         bar = tqdm(results, "decoding", len(items), unit="image", delay=2, disable=not progress)
-        faults = [f"{item.path}: {fault}" for fault, item in zip(bar, items) if fault]
+        faults = [f"{item.path}: {fault}" for fault, item in zip(bar, items, strict=True) if fault]
     if faults:
         raise ValueError(listing(f"{len(faults)} of {len(items)} images cannot be used", faults))
     return images
@@ -188,7 +188,7 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
     from filelock import FileLock
 
     names = [item.path.relative_to(folder).as_posix() for item in items]
-    files = [(name, item.label, item.group, *_stamp(item.path)) for name, item in zip(names, items)]
+    files = [(name, item.label, item.group, *_stamp(item.path)) for name, item in zip(names, items, strict=True)]
     decided_by = [source.key, part, source.crop, size, source.mode, DECODER, files]
     key = hashlib.blake2b(json.dumps(decided_by).encode(), digest_size=8).hexdigest()
     entry = Path(cache) / f"{source.key}-{part}-{size}px-{key}"

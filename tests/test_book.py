@@ -1,0 +1,185 @@
+"""The book as a reader meets it: pages in a browser without a network, and the files around it that must agree."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import threading
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).resolve().parents[1]
+HTML = ROOT / "_build" / "html"
+TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text("utf-8"))
+FILES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+PAGES = [file.removesuffix(".ipynb") for file in FILES]
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def html() -> Path:
+    if not (HTML / "index.html").is_file():
+        pytest.skip("the book is not built: run `make book` first")
+    return HTML
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(html):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=html))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser(html):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        found = next(filter(None, map(shutil.which, CHROMIUM)), playwright.chromium.executable_path)
+        if not Path(found).is_file():
+            pytest.skip(
+                "no Chromium found: install one with your package manager (Debian: apt-get install chromium) "
+                "or with `.venv/bin/playwright install chromium`"
+            )
+        root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium's sandbox refuses to run as root
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] if root else [])
+        yield chromium
+        chromium.close()
+
+
+# What a reader would stumble over: mathematics left as TeX, pictures that are missing or mute.
+FAULTS = r"""async () => {
+  const article = document.querySelector("article.bd-article"), faults = [];
+  if (!article) return ["no article"];
+  const formulas = [...article.querySelectorAll(".math")];
+  if (formulas.length) {
+    if (!window.MathJax?.startup?.promise) faults.push("MathJax did not load");
+    else await MathJax.startup.promise;
+  }
+  for (const formula of formulas)
+    if (!formula.querySelector("mjx-container")) faults.push("not typeset: " + formula.textContent.slice(0, 60));
+  for (const error of article.querySelectorAll("mjx-merror, [data-mjx-error]"))
+    faults.push("formula with an error: " + error.textContent.slice(0, 60));
+  for (const image of article.querySelectorAll("img")) {
+    const name = image.src.slice(0, 60);
+    if (!image.alt.trim()) faults.push("no alt text: " + name);
+    if (!image.complete || !image.naturalWidth) faults.push("not shown: " + name);
+  }
+  const text = article.cloneNode(true);
+  text.querySelectorAll("code, pre, script, mjx-container").forEach(element => element.remove());
+  if (/\\[(\[]/.test(text.textContent)) faults.push("raw TeX in the text");
+  return faults;
+}"""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_reads_well_without_a_network(page, browser, address):
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    faults = []
+
+    def local_only(route):
+        if route.request.url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        else:
+            faults.append(f"asked for {route.request.url}")
+            route.abort()
+
+    context.route("**/*", local_only)
+    tab = context.new_page()
+    tab.on("console", lambda message: faults.append(f"console: {message.text}") if message.type == "error" else None)
+    tab.on("pageerror", lambda error: faults.append(f"script: {error}"))
+    tab.on("response", lambda answer: faults.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None)
+    answer = tab.goto(f"{address}/{page}.html", wait_until="load")
+    assert answer is not None and answer.ok, f"{page}.html does not load"
+    faults += tab.evaluate(FAULTS)
+    for width in (1280, 420):
+        tab.set_viewport_size({"width": width, "height": 900})
+        wider = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        if wider > 1:
+            faults.append(f"at a width of {width} px the page is {wider} px too wide")
+    context.close()
+    assert not faults, "\n".join([f"{page}.html:", *faults])
+
+
+def test_every_page_was_written(html):
+    assert [page for page in PAGES if not (html / f"{page}.html").is_file()] == []
+    assert f"{TOC['root']}.html" in (html / "index.html").read_text("utf-8")
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    chapters = {path.relative_to(ROOT).with_suffix(".ipynb").as_posix() for path in ROOT.glob("notebooks/*/*.md")}
+    assert chapters == {file for file in FILES if file.startswith("notebooks/")}
+
+
+def test_every_markdown_image_has_alt_text():
+    sources = [*ROOT.glob("*.md"), *ROOT.glob("book/**/*.md"), *ROOT.glob("notebooks/**/*.md")]
+    mute = [path.name for path in sources if re.search(r"!\[\s*\]\(", path.read_text("utf-8"))]
+    bare = [
+        path.name
+        for path in sources
+        for block in re.findall(r"^[`:]{3,}\{(?:image|figure)\}[^\n]*\n((?::.*\n)*)", path.read_text("utf-8"), re.M)
+        if not re.search(r"^:alt: \S", block, re.M)
+    ]
+    assert mute + bare == []
+
+
+def _project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def test_conda_environment_agrees_with_the_package():
+    project = _project()
+    wanted = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["dependencies"]
+    plain = [package for package in wanted if isinstance(package, str)]
+    (python,) = (package.split("=", 1)[1] for package in plain if package.startswith("python="))
+    assert SpecifierSet(project["requires-python"]).contains(f"{python}.0")
+    assert "pytorch-cpu" in plain, "Binder has no GPU and little memory: the CPU build of torch"
+    (pip,) = (package["pip"] for package in wanted if isinstance(package, dict))
+    assert pip == ["-e .[book]"] and "book" in project["optional-dependencies"]
+
+
+def test_citation_agrees_with_the_package():
+    project, citation = _project(), yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert str(citation["version"]) == project["version"]
+    assert citation["license"] == project["license"]
+    assert citation["authors"] == project["authors"]
+    assert citation["repository-code"] == project["urls"]["Repository"]
+
+
+# Written in pieces, so that this file does not name what it looks for.
+PRIVATE = re.compile(
+    "|".join(
+        [
+            r"(?<![\w.~])/(work|root|home|Users|opt)/\w",
+            r"py" + r"pi\.org",
+            r"python" + r"hosted",
+            r"index-url[= ]+\S*:/",
+        ]
+    )
+)
+
+
+def test_no_file_names_a_machine_or_a_package_index():
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    found = []
+    for path in (ROOT / name for name in done.stdout.splitlines()):
+        if path.is_file():
+            text = path.read_bytes().decode("utf-8", errors="ignore")
+            found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in PRIVATE.finditer(text)]
+    assert found == []
