@@ -89,6 +89,11 @@ def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path 
                 f"not embedded, and the hub did not answer ({type(error).__name__}). Put {name}.safetensors into the "
                 'folder HPAT_WEIGHTS names, go online, or ask for weights="scratch"'
             ) from error
+    for module in backbone.modules():
+        # TensorFlow's models come with 0.01, which suits millions of steps: after the hundreds that fine-tuning takes,
+        # the statistics used for evaluation would still be ImageNet's.
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 0.1
     config = backbone.pretrained_cfg
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if in_channels != len(mean):  # grey images: timm sums the filters over colour, so one average statistic fits
