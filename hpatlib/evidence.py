@@ -166,7 +166,7 @@ def verdict(effects: list[Effect]) -> str:
 
 
 def verdicts(chapter: str | None = None) -> pd.DataFrame:
-    """A row a claim (of one chapter, or of all): sentence, where it stands, effect with interval, n, seeds, verdict.
+    """A row a claim (of one chapter, or of all): sentence, verdict, effect with interval, and what it was measured on.
 
     Only committed records of real data count.
     """
@@ -174,27 +174,27 @@ def verdicts(chapter: str | None = None) -> pd.DataFrame:
     for claim in [claim for claim in claims() if chapter in (None, claim.chapter)]:
         found = [(r, e) for r in records(claim.chapter) if r.real for e in r.effects if e.claim == claim.id]
         effects = [e for _, e in found]
-        shown = "–"
+        size, measured = "–", "–"
         if effects:
             mean = sum(e.effect for e in effects) / len(effects)
-            shown = f"{mean:+.3f} [{min(e.low for e in effects):+.3f}, {max(e.high for e in effects):+.3f}]"
+            low, high = min(e.low for e in effects), max(e.high for e in effects)
+            size = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {claim.unit}"
+            measured = "; ".join(
+                f"{r.provenance['data']['name']}, {r.profile}, n = {e.n}, seed {r.seed}" for r, e in found
+            )
         rows.append(
             {
-                "claim": claim.statement,
-                "document": claim.where,
-                "effect [95 % interval]": shown,
-                "unit": claim.unit,
-                "n": effects[0].n if effects else "–",
-                "seeds": ", ".join(str(r.seed) for r, _ in found) or "–",
-                "data": ", ".join(sorted({f"{r.provenance['data']['name']} ({r.profile})" for r, _ in found})) or "–",
+                "claim": f"{claim.statement} ({claim.where})",
                 "verdict": verdict(effects),
+                "effect [95 % interval]": size,
+                "measured on": measured,
             }
         )
     return pd.DataFrame(rows)
 
 
 def stamp(made: Record) -> pd.DataFrame:
-    """Where a record's numbers came from, as a table of two columns."""
+    """Where a record's numbers came from: what and its value, a row each."""
     p = made.provenance
     data = p["data"]
     kind = "real" if made.real else "phantom (no evidence about patients)"
@@ -210,4 +210,4 @@ def stamp(made: Record) -> pd.DataFrame:
         "library source": p["source"],
         "date": p["date"],
     }
-    return pd.DataFrame({"": rows.keys(), "value": rows.values()}).set_index("")
+    return pd.DataFrame({"what": rows.keys(), "value": rows.values()})

@@ -50,8 +50,8 @@ class Table:
 
     def _repr_mimebundle_(self, **_) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
         head = f"<caption>{html.escape(self.caption)}</caption>"
-        index = not isinstance(self.frame.index, pd.RangeIndex)
-        page = self.frame.to_html(index=index, border=0, classes="dataframe hpat", float_format=lambda v: f"{v:.3f}")
+        with pd.option_context("display.max_colwidth", None):
+            page = self.frame.to_html(index=False, border=0, justify="left", classes="dataframe hpat")
         page = page.replace("<thead>", f"{head}\n<thead>", 1)
         return {
             "text/html": f'<div class="hpat-scroll">{page}</div>',
@@ -91,16 +91,27 @@ def searches(record: Record) -> Figure:
 def search_table(records: list[Record]) -> Table:
     """Each record's worst loss and ROI at about 100 queries, and at STM's 775."""
     rows = [
-        {"data": "real" if r.real else "phantom", "profile": r.profile, "seed": r.seed}
-        | {"range": f"±{row['rotation']:g}°, ±{row['translation']:.3g} px"}
-        | {key: row[key] for key in ("method", "queries")}
-        | {key: f"{row[key]:.3f} [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]" for key in ("loss", "roi")}
-        | {"n": row["n"]}
+        {
+            "run": f"{r.provenance['data']['name']}, {r.profile}, seed {r.seed}",
+            "range": f"±{row['rotation']:g}°, ±{row['translation']:.3g} px",
+            "method": row["method"],
+            "queries": row["queries"],
+            "worst loss": _with_interval(row, "loss"),
+            "ROI": _with_interval(row, "roi"),
+        }
         for r in records
         for row in r.rows
         if row["queries"] in (99, 100, 775)
     ]
-    return Table(pd.DataFrame(rows), "Mean worst loss and ROI with 95 % intervals, phantom and real runs.")
+    return Table(pd.DataFrame(rows), f"Mean worst loss and ROI with 95 % intervals over {_counts(records)} images.")
+
+
+def _counts(records: list[Record]) -> str:
+    return " or ".join(sorted({str(r.provenance["data"]["shown"]) for r in records}, key=int))
+
+
+def _with_interval(row: dict, metric: str) -> str:
+    return f"{row[metric]:.2f} [{row[f'{metric}_low']:.2f}, {row[f'{metric}_high']:.2f}]"
 
 
 def _label(record: Record) -> str:

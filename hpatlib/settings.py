@@ -27,8 +27,8 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile("phantom", 32, 512, "simple_cnn", "scratch", Recipe(epochs=12, batch_size=32), 48),
-    "laptop": Profile("phantom", 64, None, "tf_efficientnet_lite0", "imagenet", Recipe(epochs=6, batch_size=32), 96),
+    "smoke": Profile("phantom", 32, 512, "simple_cnn", "scratch", Recipe(epochs=12, batch_size=32, decay_every=9), 48),
+    "laptop": Profile("phantom", 64, None, "tf_efficientnet_lite0", "imagenet", Recipe(6, 32, decay_every=4), 96),
     "study": Profile("real", 128, None, "efficientnet_b3", "imagenet", Recipe(epochs=20, batch_size=32), 256),
     "paper": Profile("real", 300, None, "efficientnet_b3", "imagenet", Recipe(), 1024),
 }

@@ -78,14 +78,15 @@ def test_verdicts(intervals, expected):
 
 def test_phantom_records_never_count(made, tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
-    row = evidence.verdicts(CHAPTER).set_index("claim")
-    assert set(row["verdict"]) == {"not yet tested"}
+    assert set(evidence.verdicts(CHAPTER)["verdict"]) == {"not yet tested"}
     about = made.provenance | {"data": made.provenance["data"] | {"name": "cnmc"}}
     real = msgspec.structs.replace(made, data="real", provenance=about)
     (tmp_path / CHAPTER / "laptop-real-seed3.json").write_bytes(msgspec.json.encode(real))
     table = evidence.verdicts(CHAPTER)
     counted = table[table["verdict"] != "not yet tested"]
-    assert counted["verdict"].tolist() == ["supported"] and counted["data"].tolist() == ["cnmc (smoke)"]
+    assert counted["verdict"].tolist() == ["supported"] and counted["measured on"].tolist() == [
+        "cnmc, smoke, n = 8, seed 3"
+    ]
 
 
 def test_claims_have_unique_ids_and_effects_refuse_unknown_ones():
