@@ -21,7 +21,7 @@ from hpatlib._model import check_images, check_logits, held_still
 from hpatlib.spatial import Box, SearchResult, check_evaluations, check_losses, losses, sobol_points, transform
 
 NOISE = 1e-4  # variance of the standardised loss taken for noise: keeps the kernel matrix of close queries invertible
-LENGTHSCALE = 0.2  # of the box's side
+LENGTHSCALE = 0.1  # of the side of the box
 
 
 def stbo(

@@ -111,7 +111,7 @@ def test_execute_injects_what_differs_and_keeps_a_failed_run_apart(tmp_path):
     assert "no such seed" in message
     assert nbformat.read(target, as_version=4).cells[-1].outputs[0].text == "smoke None 0\n"
     failed = nbformat.read(target.with_suffix(".failed.ipynb"), as_version=4)
-    assert "laptop real 7\n" in str(failed)
+    assert "laptop real 7" in str(failed)
     assert sorted(path.name for path in target.parent.iterdir()) == ["chapter.failed.ipynb", "chapter.ipynb"]
 
 
