@@ -92,6 +92,7 @@ def _ascend(
         low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
         x = _start(images, start, eps, generator).clamp_(low, high)
         momentum = torch.zeros_like(x) if decay is not None else None
+        finite = torch.ones((), dtype=torch.bool, device=x.device)
         for iteration in range(iterations):
             x.requires_grad_()
             logits = model(x)
@@ -99,6 +100,7 @@ def _ascend(
                 check_logits(logits, labels)
             # The sum, not the mean: an image's gradient must not shrink with the size of its batch.
             (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), x)
+            finite &= gradient.isfinite().all()  # sign() would turn NaN into a silent 0; asked for after the loop
             if momentum is None:
                 direction = gradient
             else:
@@ -106,7 +108,7 @@ def _ascend(
                 # A zero gradient stays zero instead of becoming 0/0.
                 direction = momentum = decay * momentum + gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
             x = x.detach().add_(direction.sign(), alpha=step).clamp_(low, high)
-        if not x.isfinite().all():
+        if not finite:
             raise ValueError("the model's gradient is not finite: check its weights and its forward pass for NaN")
     return x
 

@@ -35,7 +35,8 @@ class Box:
 
     def place(self, unit: Tensor) -> Tensor:
         """Map ``unit [..., 3]`` in [0, 1]³ to transforms ``s [..., 3]`` in this box."""
-        return (2 * unit - 1) * unit.new_tensor([self.translation, self.translation, self.rotation])
+        right, down, angle = (2 * unit - 1).unbind(dim=-1)
+        return torch.stack([right * self.translation, down * self.translation, angle * self.rotation], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ def random_search(
     ``sobol``: a scrambled Sobol sequence (evenly spread) instead of independent uniform draws.
     """
     check_evaluations(evaluations)
-    unit = (sobol_points if sobol else _uniform_points)(evaluations, len(images), generator)  # [Q, B, 3]
+    if sobol:
+        unit = sobol_points(evaluations, len(images), generator)  # [Q, B, 3]
+    else:
+        unit = uniform((evaluations, len(images), 3), generator)
     return _sweep(model, images, labels, box.place(unit))
 
 
@@ -130,13 +134,13 @@ def losses(model: nn.Module, images: Tensor, labels: Tensor, s: Tensor) -> Tenso
 def sobol_points(count: int, images: int, generator: torch.Generator | None) -> Tensor:
     """``count`` points ``[count, images, 3]`` in [0, 1)³: one Sobol sequence, shifted at random for each image."""
     sequence = torch.quasirandom.SobolEngine(3).draw(count + 1)[1:]  # [count, 3]; the first point is a corner
-    shift = _uniform_points(1, images, generator)  # [1, images, 3]
+    shift = uniform((1, images, 3), generator)  # [1, images, 3]
     return (sequence.unsqueeze(1).to(shift) + shift) % 1  # a Cranley–Patterson rotation keeps the even spread
 
 
-def _uniform_points(count: int, images: int, generator: torch.Generator | None) -> Tensor:
-    device = generator.device if generator is not None else "cpu"
-    return torch.rand(count, images, 3, generator=generator, device=device)
+def uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Numbers in [0, 1), drawn where the generator lives: one seed gives one search on every device."""
+    return torch.rand(shape, generator=generator, device=generator.device if generator is not None else "cpu")
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from gpytorch.kernels import Kernel, MaternKernel
 from torch import Tensor, nn
 
 from hpatlib._model import check_images, check_logits, held_still
-from hpatlib.spatial import Box, SearchResult, check_evaluations, check_losses, losses, sobol_points, transform
+from hpatlib.spatial import Box, SearchResult, check_evaluations, check_losses, losses, sobol_points, transform, uniform
 
 NOISE = 1e-4  # variance of the standardised loss taken for noise: keeps the kernel matrix of close queries invertible
 LENGTHSCALE = 0.1  # of the side of the box
@@ -65,16 +65,19 @@ def stbo(
         process = Process(kernel(box, processes), processes, evaluations, images.device)
         design = sobol_points(min(initial, evaluations), processes, generator)  # [initial, G, 3]
         design[0] = 0.5  # the untouched image: the result is never milder than no attack
+        design = design.to(images.device)
+        # All draws of the search at once: copying them to the device step by step would make the host wait for it.
+        draws = uniform((max(evaluations - len(design), 0), sum(candidates), 4), generator).to(images.device)
         best_unit = torch.full((processes, 3), 0.5, device=images.device)
         best_value = images.new_full((processes,), -math.inf)
         best_loss, history = best_value.expand(len(images)), []
         for t in range(evaluations):
             if t < len(design):
-                unit = design[t].to(images.device)  # [G, 3]
+                unit = design[t]  # [G, 3]
             else:
                 if refit_every is not None and t % refit_every == 0:
                     process.refit()
-                unit = _propose(process, box, best_unit, candidates, generator)
+                unit = _propose(process, box, best_unit, draws[t - len(design)], candidates[0])
             s = box.place(unit).to(images.dtype)  # [G, 3]
             loss = losses(model, images, labels, s.expand(len(images), -1))  # [B]
             value = loss if scope == "image" else loss.mean(dim=0, keepdim=True)  # [G]
@@ -103,11 +106,13 @@ def features(unit: Tensor, box: Box) -> Tensor:
     In a box that spans the circle, α becomes a point on a circle of circumference 1 (d = 4), so that −180° and +180°
     are one place and neighbours keep their distance. A side of length zero is no feature to tell transforms by.
     """
-    unit = unit.double() * unit.new_tensor([box.translation > 0, box.translation > 0, box.rotation > 0])
-    if not box.spans_circle:
-        return unit
-    angle = 2 * math.pi * unit[..., 2:]
-    return torch.cat([unit[..., :2], angle.cos() / (2 * math.pi), angle.sin() / (2 * math.pi)], dim=-1)
+    right, down, angle = unit.double().unbind(dim=-1)
+    seen = [right * (box.translation > 0), down * (box.translation > 0)]
+    if box.spans_circle:
+        seen += [torch.cos(2 * math.pi * angle) / (2 * math.pi), torch.sin(2 * math.pi * angle) / (2 * math.pi)]
+    else:
+        seen += [angle * (box.rotation > 0)]
+    return torch.stack(seen, dim=-1)
 
 
 class Process:
@@ -188,21 +193,19 @@ def _with_noise(covariance: Tensor) -> Tensor:
     return covariance + NOISE * torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
 
 
-def _propose(
-    process: Process, box: Box, best: Tensor, candidates: tuple[int, int], generator: torch.Generator | None
-) -> Tensor:
-    """Equation 9: the candidate ``[G, 3]`` of highest expected improvement for each process."""
-    anywhere, near = candidates
-    device = generator.device if generator is not None else "cpu"
-    uniform = torch.rand(anywhere + near, 4, generator=generator, device=device).to(best)  # shared by the processes
-    # Steps away from the best transform on all scales from 0.3 % to 30 % of the box.
-    scale = 0.3 * 10 ** (-2 * uniform[anywhere:, 3:])
-    steps = torch.special.ndtri(uniform[anywhere:, :3].clamp(1e-6, 1 - 1e-6)) * scale  # [near, 3]
+def _propose(process: Process, box: Box, best: Tensor, draws: Tensor, anywhere: int) -> Tensor:
+    """Equation 9: the candidate ``[G, 3]`` of highest expected improvement for each process.
+
+    ``draws [C, 4]`` in [0, 1), shared by the processes: the first ``anywhere`` are candidates all over the box, the
+    others become steps away from ``best [G, 3]``, on all scales from 0.3 % to 30 % of the box.
+    """
+    scale = 0.3 * 10 ** (-2 * draws[anywhere:, 3:])
+    steps = torch.special.ndtri(draws[anywhere:, :3].clamp(1e-6, 1 - 1e-6)) * scale  # [near, 3]
     local = best.unsqueeze(1) + steps  # [G, near, 3]
     around = local[..., 2:] % 1 if box.spans_circle else local[..., 2:].clamp(0, 1)
     local = torch.cat([local[..., :2].clamp(0, 1), around], dim=-1)
-    unit = torch.cat([uniform[:anywhere, :3].expand(len(best), -1, -1), local], dim=1)  # [G, C, 3]
+    unit = torch.cat([draws[:anywhere, :3].expand(len(best), -1, -1), local], dim=1)  # [G, C, 3]
     mean, deviation = process.posterior(features(unit, box))
     improvement = expected_improvement(mean, deviation, process.standardised().amax(dim=1))  # [G, C]
-    choice = improvement.argmax(dim=1)
-    return unit[torch.arange(len(best), device=unit.device), choice]
+    choice = improvement.argmax(dim=1).view(-1, 1, 1).expand(-1, 1, 3)
+    return unit.gather(1, choice).squeeze(1)

@@ -1,0 +1,37 @@
+"""Shared by all tests: few threads, and small models that still have everything an attack may disturb."""
+
+import pytest
+import torch
+from torch import nn
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A small classifier with batch norm, dropout, a frozen layer and mixed modes; images [B, 3, 16, 16]."""
+    torch.manual_seed(0)
+    built = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(8 * 8 * 8, 3),
+    )
+    built(torch.rand(32, 3, 16, 16))  # statistics that are not the initial ones
+    return built.eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.tensor([0, 1, 2, 0, 1, 2])

@@ -1,0 +1,210 @@
+"""Pixel attacks: equal to torchattacks, inside their budget, and without a trace in the model."""
+
+from functools import partial
+
+import pytest
+import torch
+import torchattacks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hpatlib.attacks import bim, fgsm, mifgsm, pgd
+
+EPS, STEP, ITERATIONS = 8 / 255, 2 / 255, 7
+ATTACKS = {
+    "fgsm": partial(fgsm, eps=EPS),
+    "bim": partial(bim, eps=EPS, step=STEP, iterations=ITERATIONS),
+    "mifgsm": partial(mifgsm, eps=EPS, step=STEP, iterations=ITERATIONS),
+    "pgd": partial(pgd, eps=EPS, step=STEP, iterations=ITERATIONS),
+    "pgd-gaussian": partial(pgd, eps=EPS, step=STEP, iterations=ITERATIONS, start="gaussian"),
+}
+every = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("fgsm", lambda m: torchattacks.FGSM(m, eps=EPS)),
+        ("bim", lambda m: torchattacks.BIM(m, eps=EPS, alpha=STEP, steps=ITERATIONS)),
+        ("mifgsm", lambda m: torchattacks.MIFGSM(m, eps=EPS, alpha=STEP, steps=ITERATIONS, decay=1.0)),
+    ],
+)
+def test_equal_to_torchattacks(ours, theirs, model, images, labels):
+    expected = theirs(model)(images, labels)
+    torch.testing.assert_close(ATTACKS[ours](model, images, labels), expected, atol=1e-6, rtol=0)
+
+
+def test_pgd_equals_torchattacks_from_the_same_start(model, images, labels, monkeypatch):
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(7))
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.copy_(low + (high - low) * noise))
+    expected = torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=ITERATIONS)(images, labels)
+    found = ATTACKS["pgd"](model, images, labels, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@every
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 4), eps=st.floats(0, 1))
+def test_outputs_are_pixels_inside_the_ball(attack, seed, count, eps):
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed % 1000)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    images = torch.rand(count, 1, 6, 6, generator=generator).round(decimals=1)
+    found = attack(model, images, torch.randint(2, (count,), generator=generator), eps=eps)
+    assert found.shape == images.shape and found.dtype == images.dtype and not found.requires_grad
+    assert found.isfinite().all() and found.min() >= 0 and found.max() <= 1
+    assert (found - images).abs().max() <= eps + 1e-6
+
+
+@every
+def test_no_budget_returns_the_input_bit_for_bit(attack, model, images, labels):
+    images[0, 0, 0, 0] = 1 + 5e-8  # a legal rounding error must survive too
+    assert torch.equal(attack(model, images, labels, eps=0), images)
+
+
+def test_the_attacks_contain_each_other(model, images, labels):
+    whole = {"eps": EPS, "step": STEP, "iterations": ITERATIONS}
+    iterated = bim(model, images, labels, **whole)
+    assert torch.equal(
+        bim(model, images, labels, eps=EPS, step=EPS, iterations=1), fgsm(model, images, labels, eps=EPS)
+    )
+    assert torch.equal(pgd(model, images, labels, start=None, **whole), iterated)
+    assert torch.equal(mifgsm(model, images, labels, decay=0.0, **whole), iterated)
+
+
+@every
+def test_each_image_is_attacked_on_its_own(attack, model, images, labels):
+    attack = partial(attack, start=None) if attack.func is pgd else attack  # noise differs by position
+    together = attack(model, images, labels)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    torch.testing.assert_close(attack(model, images[order], labels[order]), together[order], atol=1e-6, rtol=0)
+    torch.testing.assert_close(attack(model, images[:1], labels[:1]), together[:1], atol=1e-6, rtol=0)
+
+
+@every
+def test_the_loss_rises_on_a_linear_model(attack, images, labels):
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+    loss = nn.CrossEntropyLoss(reduction="none")
+    assert (loss(model(attack(model, images, labels)), labels) > loss(model(images), labels)).all()
+
+
+class Constant(nn.Module):
+    def forward(self, images):
+        return images.flatten(1)[:, :3] * 0
+
+
+@every
+def test_zero_gradients_give_no_nan(attack, images, labels):
+    found = attack(Constant(), images, labels)
+    assert found.isfinite().all() and (found - images).abs().max() <= EPS + 1e-6
+
+
+def state(model: nn.Module) -> list:
+    modes = [module.training for module in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    gradients = [parameter.grad for parameter in model.parameters()]
+    return [modes, flags, gradients, {name: tensor.clone() for name, tensor in model.state_dict().items()}]
+
+
+def assert_same(before: list, after: list) -> None:
+    assert before[:3] == after[:3]
+    assert all(torch.equal(tensor, after[3][name]) for name, tensor in before[3].items())
+
+
+@pytest.fixture
+def mixed(model) -> nn.Module:
+    model.train()
+    model[1].eval()
+    model[4].requires_grad_(False)
+    return model
+
+
+@every
+def test_the_model_is_left_as_found(attack, mixed, images, labels):
+    before = state(mixed)
+    attack(mixed, images, labels)
+    assert_same(before, state(mixed))
+
+
+def test_the_model_is_left_as_found_when_it_fails(mixed, images, labels):
+    before = state(mixed)
+    with pytest.raises(RuntimeError):
+        fgsm(mixed, images[:, :2], labels, eps=EPS)
+    assert_same(before, state(mixed))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@every
+def test_works_where_gradients_are_off(attack, mode, model, images, labels):
+    attack = partial(attack, generator=torch.Generator().manual_seed(0)) if attack.func is pgd else attack
+    with mode():
+        found = attack(model, images.clone(), labels)
+    if attack.func is not pgd:
+        assert torch.equal(found, attack(model, images, labels))
+    assert (found - images).abs().max() > 0
+
+
+@pytest.mark.parametrize("start", ["uniform", "gaussian"])
+def test_a_generator_decides_the_start(start, model, images, labels):
+    def run(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return pgd(model, images, labels, eps=EPS, step=0.0, iterations=1, start=start, generator=generator)
+
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+    size = (run(1) - images).abs().max()
+    assert size <= EPS + 1e-6 if start == "uniform" else size < 0.006
+
+
+class Broken(nn.Module):
+    def forward(self, images):
+        return images.flatten(1)[:, :3] * float("nan")
+
+
+BAD = {
+    "range": (lambda x, y: (x * 255, y), r"\[0, 1\], found values from"),
+    "negative": (lambda x, y: (x - 0.1, y), r"\[0, 1\], found values from -"),
+    "nan": (lambda x, y: (x * float("nan"), y), "found values from nan"),
+    "infinite": (lambda x, y: (x / 0, y), "inf"),
+    "bytes": (lambda x, y: ((x * 255).byte(), y), "torch.uint8"),
+    "no batch": (lambda x, y: (x[0], y), r"\[3, 16, 16\]"),
+    "no tensor": (lambda x, y: (x.numpy(), y), "ndarray"),
+    "empty": (lambda x, y: (x[:0], y[:0]), "at least one"),
+    "float labels": (lambda x, y: (x, y.float()), "torch.float32"),
+    "too few labels": (lambda x, y: (x, y[:4]), r"\[4\]"),
+    "label too large": (lambda x, y: (x, y + 1), "0…2 .*found 1…3"),
+    "label negative": (lambda x, y: (x, y - 1), "found -1…1"),
+}
+
+
+@every
+@pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_inputs_are_named(attack, spoil, message, model, images, labels):
+    with pytest.raises(ValueError, match=message):
+        attack(model, *spoil(images, labels))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"eps": -0.1}, "found -0.1"),
+        ({"eps": 8}, "such as 6/255, found 8"),
+        ({"eps": float("nan")}, "found nan"),
+        ({"step": -1}, "step must"),
+        ({"iterations": 0}, "found 0"),
+        ({"iterations": 2.5}, "found 2.5"),
+        ({"start": "normal"}, "found 'normal'"),
+    ],
+)
+def test_budgets_without_meaning_are_refused(changed, message, model, images, labels):
+    budget = {"eps": EPS, "step": STEP, "iterations": 2} | changed
+    with pytest.raises(ValueError, match=message):
+        pgd(model, images, labels, **budget)
+
+
+def test_models_that_answer_nonsense_are_refused(images, labels):
+    with pytest.raises(ValueError, match=r"logits \[B, classes\], found \[6, 3, 16, 16\]"):
+        fgsm(nn.Identity(), images, labels, eps=EPS)
+    with pytest.raises(ValueError, match="not finite"):
+        fgsm(Broken(), images, labels, eps=EPS)
