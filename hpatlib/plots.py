@@ -216,6 +216,33 @@ def panels(images: dict[str, np.ndarray], titles: list[str], record: Record) -> 
         )
 
 
+def formulas(record: Record) -> Figure:
+    """Mean change of a pixel and accuracy against ε, for the report's formula as printed and with its sign (C1)."""
+    frame = _rows(record, training="clean")
+    measures = {"mean change": "mean change, grey levels of 255", "accuracy": "accuracy on test images"}
+    names = {"sign": ("with the sign, clipped (FGSM)", "#D55E00"), "printed": ("as printed, no sign", "#0072B2")}
+    with plt.style.context(STYLE):
+        canvas, axes = plt.subplots(1, 2, figsize=(7.2, 2.6))
+        told = []
+        for axis, (metric, title) in zip(axes, measures.items(), strict=True):
+            for formula, (name, colour) in names.items():
+                rows = frame[(frame["metric"] == metric) & (frame["on"] == formula)]
+                rows = rows[rows["eps"] > 0] if metric == "mean change" else rows
+                mean, spread = rows.groupby("eps")["value"].mean(), rows.groupby("eps")["value"].std().fillna(0)
+                axis.errorbar(mean.index, mean, spread, fmt="o-", capsize=2, color=colour, label=name)
+                told.append(f"{metric}, {name}: " + ", ".join(f"{v:.3g} at ε = {e:g}" for e, v in mean.items()))
+            axis.set(xlabel="ε", ylabel=title)
+        axes[0].set_yscale("log")
+        axes[1].set_ylim(-0.03, 1.03)
+        canvas.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        return _figure(
+            canvas,
+            "The report's formula with and without its sign: how much it changes a pixel, and what is left of the "
+            f"accuracy. Points: mean over seeds; bars: their standard deviation. {_label(record)}.",
+            f"Two line charts against ε. {'; '.join(told)}.",
+        )
+
+
 def attack_training(record: Record, *, eps: float, split: str = "patient") -> Figure:
     """Accuracy of each network before and after attack training at ``eps``, a panel a network, a bar a test set.
 
