@@ -348,7 +348,7 @@ def ladder(
                     told.append(f"{_network(model, weights)}, {name}, {test}: {points}")
                 axis.axhline(share, color="#555555", lw=1, ls="--")
                 if row == 0:
-                    axis.set_title(test)
+                    axis.set_title(test.replace(": ", ":\n"))
             axes[row][0].set_ylabel(f"{_network(model, weights).replace(' (', chr(10) + '(')}\naccuracy")
         ticks = sorted(set(frame["eps"]) - {0})
         for axis in axes[-1]:
@@ -380,7 +380,7 @@ def accuracies(records: list[Record], on: list[str] | None = None, **only: objec
         )
         wide = cells.unstack("on").reset_index()
         wide.insert(0, "data", f"{'real' if record.real else 'phantom'}, {record.profile}")
-        wide["seeds"] = frame["seed"].nunique()
+        wide["seeds"] = frame.groupby(keys[:-1], sort=False)["seed"].nunique().to_numpy()
         parts.append(wide)
     return Table(pd.concat(parts, ignore_index=True), "Accuracy, mean ± standard deviation over seeds.")
 

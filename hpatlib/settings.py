@@ -49,7 +49,16 @@ LADDER = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 SIMPLE = ("simple_cnn", "scratch")
 ULTRASOUND = {
     "smoke": Profile(
-        "phantom", 32, 240, *SIMPLE, REPORT, 512, seeds=2, large=(("resnet18", "scratch"),), ladder=(0.05, 0.5)
+        "phantom",
+        32,
+        160,
+        *SIMPLE,
+        REPORT,
+        512,
+        seeds=2,
+        large=(("resnet18", "scratch"),),
+        large_seeds=2,
+        ladder=(0.05, 0.5),
     ),
     "laptop": Profile(
         "phantom",
