@@ -28,6 +28,22 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float) -> Ten
     return _ascend(model, images, labels, eps=eps, step=eps, iterations=1)
 
 
+def gradient_step(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float) -> Tensor:
+    """The ultrasound report's formula as it is printed, x + eps · ∇ℓ: no sign, no clipping (C1).
+
+    Returns ``[B, C, H, W]``, which may leave ``[0, 1]``. ℓ is each image's own cross-entropy, not the batch's mean.
+    """
+    return images + eps * gradient(model, images, labels)
+
+
+def gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """∇ℓ, how the cross-entropy of each image changes with its pixels: ``[B, C, H, W]``."""
+    check_images(images, labels)
+    with torch.inference_mode(False), torch.enable_grad(), held_still(model):
+        x = images.detach().clone().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)[0]
+
+
 def bim(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step: float, iterations: int) -> Tensor:
     """Basic iterative method (Kurakin et al. 2016): ``iterations`` steps of size ``step`` inside the ball.
 

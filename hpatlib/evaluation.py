@@ -1,7 +1,7 @@
 """How good and how steady a classifier is: scores, the rate of invariance of equation 15, and search comparisons."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from hpatlib import attacks
 from hpatlib._model import held_still
 from hpatlib.data import ImageSet
 from hpatlib.spatial import Box, grid_search, random_search
 from hpatlib.stbo import stbo
+from hpatlib.training import Examples, attacked
 
 Perturbation = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -81,6 +83,129 @@ def bootstrap(
     means = np.tensordot(weights, values, axes=1)  # [resamples, …]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return values.mean(axis=0), low, high
+
+
+def bootstrap_seeds(
+    values: Sequence[np.ndarray],
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """A statistic of several trainings and its percentile interval over trainings and images: (value, low, high).
+
+    ``values``: for each training (seed) an array ``[N_s, K]``, K measures of each of its test images. ``statistic``
+    takes their means over images ``[…, S, K]`` to ``[…]``, such as ``lambda means: means.mean(axis=(-2, -1))``. Each
+    resample draws S trainings, and for each of them its images anew: the interval is about both.
+    """
+    if not values or any(v.ndim != 2 or len(v) == 0 for v in values):
+        raise ValueError(f"values must be [N, K] with N ≥ 1 for each seed, found {[v.shape for v in values]}")
+    random = np.random.default_rng(seed)
+    drawn = random.integers(len(values), size=(resamples, len(values)))
+    means = np.empty((*drawn.shape, values[0].shape[1]))  # [resamples, S, K]
+    for number, measured in enumerate(values):
+        here, n = drawn == number, len(measured)
+        weights = random.multinomial(n, np.full(n, 1 / n), size=int(here.sum())) / n
+        means[here] = weights @ measured
+    low, high = np.quantile(statistic(means), [(1 - level) / 2, (1 + level) / 2])
+    value = statistic(np.stack([v.mean(axis=0) for v in values]))
+    # Sums in another order differ in the last bit: rounded, a value without any spread lies inside its interval.
+    value, low, high = (round(float(x), 12) for x in (value, low, high))
+    return value, low, high
+
+
+TESTS = ("clean", "perturbed", "white-box FGSM", "white-box PGD", "transfer FGSM")
+PGD_STEPS = 10
+
+
+def test_sets(source: nn.Module, other: nn.Module, data: ImageSet, *, eps: float) -> dict[str, Examples]:
+    """The test sets made once, by name: ``"clean"``, ``"perturbed"`` (FGSM on ``source``), ``"transfer FGSM"``."""
+    fgsm = partial(attacks.fgsm, eps=eps)
+    return {
+        "clean": Examples(*data.tensors()),
+        "perturbed": attacked(source, data, fgsm),
+        "transfer FGSM": attacked(other, data, fgsm),
+    }
+
+
+def attack_hits(
+    model: nn.Module, sets: dict[str, Examples], *, eps: float, seed: int = 0, batch_size: int = 64
+) -> dict[str, np.ndarray]:
+    """1.0 where ``model`` is right, ``[N]`` for each of ``TESTS``: on ``sets`` and under attacks on itself.
+
+    White-box FGSM takes one step of ``eps``, PGD ``PGD_STEPS`` of 2.5 · eps / ``PGD_STEPS`` from a random start.
+    """
+    device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
+    pgd = {"step": min(1.0, 2.5 * eps / PGD_STEPS), "iterations": PGD_STEPS, "generator": generator}
+    whitebox = {"white-box FGSM": attacks.fgsm, "white-box PGD": partial(attacks.pgd, **pgd)}
+    right: dict[str, list[Tensor]] = {name: [] for name in TESTS}
+    for name, examples in sets.items():
+        for images, labels in examples.batches(batch_size, device=device):
+            right[name].append(logits(model, images).argmax(dim=1) == labels)
+    for name, attack in whitebox.items():
+        for images, labels in sets["clean"].batches(batch_size, device=device):
+            right[name].append(logits(model, attack(model, images, labels, eps=eps)).argmax(dim=1) == labels)
+    return {name: torch.cat(parts).double().cpu().numpy() for name, parts in right.items()}
+
+
+LEAKS = ("δ alone", "predicted labels", "wrong labels: the truth", "wrong labels: the wrong label")
+
+
+def leak_hits(
+    model: nn.Module, source: nn.Module, data: ImageSet, *, eps: float, seed: int = 0, batch_size: int = 64
+) -> dict[str, np.ndarray]:
+    """Does ``model`` read the label off the perturbation (label leaking, C3)? 1.0 or 0.0 an image, ``[N]`` each.
+
+    FGSM follows the gradient of the loss at a label, so its noise δ = ε · sign ∇ℓ of ``source`` knows that label.
+    ``"δ alone"``: right on grey 0.5 + δ, the image left out; ``"predicted labels"``: right where δ was made from
+    ``source``'s own answer instead of the truth; ``"wrong labels: …"``: δ made from another class drawn at random,
+    does ``model`` answer the truth, or that class?
+    """
+    device, random = next(model.parameters()).device, torch.Generator().manual_seed(seed)
+    classes = len(data.classes)
+    right: dict[str, list[Tensor]] = {name: [] for name in LEAKS}
+    for images, labels in data.batches(batch_size, device=device):
+        noise = eps * attacks.gradient(source, images, labels).sign()
+        guess = logits(source, images).argmax(dim=1)
+        shift = torch.randint(1, classes, (len(labels),), generator=random).to(device)
+        wrong = (labels + shift) % classes
+        answers = {
+            "δ alone": logits(model, (0.5 + noise).clamp(0, 1)),
+            "predicted labels": logits(model, attacks.fgsm(source, images, guess, eps=eps)),
+            "wrong labels": logits(model, attacks.fgsm(source, images, wrong, eps=eps)),
+        }
+        said = {name: answer.argmax(dim=1) for name, answer in answers.items()}
+        right["δ alone"].append(said["δ alone"] == labels)
+        right["predicted labels"].append(said["predicted labels"] == labels)
+        right["wrong labels: the truth"].append(said["wrong labels"] == labels)
+        right["wrong labels: the wrong label"].append(said["wrong labels"] == wrong)
+    return {name: torch.cat(parts).double().cpu().numpy() for name, parts in right.items()}
+
+
+def formula_sizes(
+    model: nn.Module, data: ImageSet, *, eps: float, batch_size: int = 64
+) -> dict[tuple[str, str], np.ndarray]:
+    """The report's formula as printed (``"printed"``, no sign) beside FGSM (``"sign"``), image by image ``[N]``.
+
+    By (formula, measure): ``"accuracy"`` (1.0 where right), ``"mean change"`` and ``"largest change"`` of a pixel, in
+    grey levels of 255.
+    """
+    device = next(model.parameters()).device
+    formulas = {"printed": attacks.gradient_step, "sign": attacks.fgsm}
+    measured: dict[tuple[str, str], list[Tensor]] = {}
+    for images, labels in data.batches(batch_size, device=device):
+        for name, formula in formulas.items():
+            perturbed = formula(model, images, labels, eps=eps)
+            change = 255 * (perturbed - images).abs().flatten(1)
+            found = {
+                "accuracy": (logits(model, perturbed).argmax(dim=1) == labels).double(),
+                "mean change": change.mean(dim=1),
+                "largest change": change.amax(dim=1),
+            }
+            for measure, values in found.items():
+                measured.setdefault((name, measure), []).append(values)
+    return {key: torch.cat(parts).double().cpu().numpy() for key, parts in measured.items()}
 
 
 def sample(data: ImageSet, count: int) -> ImageSet:

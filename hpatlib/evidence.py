@@ -7,9 +7,11 @@ A record is one JSON file of tidy rows and their provenance. Records of runs on 
 import os
 import time
 import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pandas as pd
 
 from hpatlib import runs
@@ -32,7 +34,7 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Effect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A claim's measured effect with its 95 % interval over ``n`` images."""
+    """A claim's measured effect with its 95 % interval over ``n`` images (of each seed, where there are several)."""
 
     claim: str
     effect: float
@@ -63,7 +65,18 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Profile, data, n and seed in a few words, for captions and legends."""
         name, shown = self.provenance["data"]["name"], self.provenance["data"]["shown"]
         kind = "real" if self.real else "phantom"
-        return f"{self.profile} profile, {kind} data ({name}), n = {shown} images, seed {self.seed}"
+        count = f"n = {shown} images a seed" if len(self.seeds) > 1 else f"n = {shown} images"
+        return f"{self.profile} profile, {kind} data ({name}), {count}, {self.seeds_label}"
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the models that were measured."""
+        return self.provenance.get("seeds", [self.seed])
+
+    @property
+    def seeds_label(self) -> str:
+        """Such as "seed 0" or "seeds 0, 1, 2"."""
+        return f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
 
 
 def claims() -> list[Claim]:
@@ -85,20 +98,38 @@ def _published() -> dict[str, dict]:
     }
 
 
-def effect(claim: str, values) -> Effect:
-    """The effect of ``claim`` from its value on each image ``[N]``, with a bootstrap interval."""
-    from hpatlib.evaluation import bootstrap
+def effect(claim: str, values, statistic: Callable[[np.ndarray], np.ndarray] | None = None) -> Effect:
+    """The effect of ``claim`` from its value on each image ``[N]``, with a bootstrap interval.
+
+    With a ``statistic``: from ``[N_s, K]`` values for each of several seeds, as ``evaluation.bootstrap_seeds`` takes
+    them; its interval is over seeds and images.
+    """
+    from hpatlib.evaluation import bootstrap, bootstrap_seeds
 
     if claim not in {known.id for known in claims()}:
         raise ValueError(f"unknown claim {claim!r}: the ones there are stand in hpatlib/published/")
+    if statistic is not None:
+        return Effect(claim, *bootstrap_seeds(values, statistic), min(map(len, values)))
     mean, low, high = bootstrap(values)
     return Effect(claim, float(mean), float(low), float(high), len(values))
 
 
 def record(
-    chapter: str, settings: Settings, trained: runs.Trained, rows: pd.DataFrame, effects: list[Effect], *, shown: int
+    chapter: str,
+    settings: Settings,
+    trained: runs.Trained | Sequence[runs.Trained],
+    rows: pd.DataFrame,
+    effects: list[Effect],
+    *,
+    shown: int,
 ) -> Record:
-    """Put together what a chapter measured on ``shown`` images, and write it to ``$HPAT_RECORDS`` (home()/records)."""
+    """Put together what a chapter measured on ``shown`` images, and write it to ``$HPAT_RECORDS`` (home()/records).
+
+    ``trained``: the model, or all models of a chapter that compares several; the first stands for them in the stamp.
+    """
+    several = [] if isinstance(trained, runs.Trained) else list(trained)
+    trained = several[0] if several else trained
+    decided = trained.provenance["run"]
     made = Record(
         chapter=chapter,
         profile=settings.profile,
@@ -111,17 +142,18 @@ def record(
             "seconds": round(time.perf_counter() - settings.started, 1),
             "model": {
                 "key": trained.provenance["key"],
-                "name": settings.run.model,
-                "weights": settings.run.weights,
+                "name": decided["model"],
+                "weights": decided["weights"],
                 "seconds": trained.provenance["seconds"],
                 "device": trained.provenance["device"],
             },
             "data": {
                 **trained.provenance["data"],
                 "size": settings.size,
-                "split_by": settings.run.split_by,
+                "split_by": decided["split_by"],
                 "shown": shown,
             },
+            **({"models": [_model(t) for t in several], "seeds": _seeds(several)} if several else {}),
             **runs.environment(str(next(trained.model.parameters()).device)),
         },
     )
@@ -129,6 +161,17 @@ def record(
     name = f"{settings.profile}-{settings.data}-seed{settings.seed}.json"
     write(folder / chapter / name, msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
     return made
+
+
+def _model(trained: runs.Trained) -> dict:
+    """What tells a model from the others of its chapter."""
+    told = ("model", "weights", "seed", "repeat", "split_by", "static_eps", "online_eps")
+    run = {name: trained.provenance["run"][name] for name in told}
+    return {"key": trained.provenance["key"], **run, "seconds": trained.provenance["seconds"]}
+
+
+def _seeds(several: list[runs.Trained]) -> list[int]:
+    return sorted({t.provenance["run"]["seed"] for t in several})
 
 
 def folder() -> Path:
@@ -180,7 +223,7 @@ def verdicts(chapter: str | None = None) -> pd.DataFrame:
             low, high = min(e.low for e in effects), max(e.high for e in effects)
             size = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {claim.unit}"
             measured = "; ".join(
-                f"{r.provenance['data']['name']}, {r.profile}, n = {e.n}, seed {r.seed}" for r, e in found
+                f"{r.provenance['data']['name']}, {r.profile}, n = {e.n}, {r.seeds_label}" for r, e in found
             )
         rows.append(
             {
@@ -198,13 +241,15 @@ def stamp(made: Record) -> pd.DataFrame:
     p = made.provenance
     data = p["data"]
     kind = "real" if made.real else "phantom (no evidence about patients)"
+    more = p.get("models", [{}])[1:]
     rows = {
         "chapter": made.chapter,
-        "profile, data, seed": f"{made.profile}, {kind}, {made.seed}",
+        "profile, data, seed": f"{made.profile}, {kind}, {', '.join(map(str, made.seeds))}",
         "images": f"{data['name']} {data['fingerprint']}, {data['size']} px, {data['train']} for training, "
         f"{data['test']} for testing (split by {data['split_by']}), {data['shown']} of them measured",
         "model": f"{p['model']['name']} from {p['model']['weights']}, {p['model']['key']}, "
-        f"trained in {p['model']['seconds']} s on {p['model']['device']}",
+        f"trained in {p['model']['seconds']} s on {p['model']['device']}"
+        + (f"; and {len(more)} more, trained in {sum(m['seconds'] for m in more):.0f} s" if more else ""),
         "device, wall time": f"{p['device']}, {p['seconds']} s",
         "versions": ", ".join(f"{name} {number}" for name, number in p["versions"].items()) + f", Python {p['python']}",
         "library source": p["source"],

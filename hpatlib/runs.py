@@ -9,7 +9,8 @@ import hashlib
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from hpatlib import data, models, training
+from hpatlib import attacks, data, models, training
 from hpatlib._files import write
 from hpatlib.data.images import home
 
@@ -31,7 +32,12 @@ class Run:
 
     ``dataset``: a key of ``data.SOURCES``; ``real``: its images, or phantoms of its modality; ``size``: image side in
     pixels; ``count``: at most so many images; ``split_by``, ``test``: see ``data.split``; ``model``, ``weights``: see
-    ``models.build``; ``seed`` decides the phantoms, the split, the first weights and the order of the batches.
+    ``models.build``; ``seed`` decides the phantoms, the split, the first weights and the order of the batches;
+    ``repeat`` tells models of the same split apart: other first weights, another order of the batches.
+
+    ``static_eps``: train on FGSM examples alone, made once at this ε from the model of the same run without it (C3);
+    ``online_eps``: add the loss on FGSM examples made at this ε from the model as it is in each step. One of them at
+    most, in (0, 1]: anything else raises ``ValueError``.
     """
 
     dataset: str
@@ -44,6 +50,22 @@ class Run:
     weights: str
     recipe: training.Recipe
     seed: int
+    repeat: int = 0
+    static_eps: float | None = None
+    online_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        asked = [eps for eps in (self.static_eps, self.online_eps) if eps is not None]
+        if len(asked) > 1 or not all(0 < eps <= 1 for eps in asked):
+            raise ValueError(
+                "static_eps and online_eps must lie in (0, 1], and one of them at most may be given, found "
+                f"{self.static_eps} and {self.online_eps}"
+            )
+
+    @property
+    def clean(self) -> "Run":
+        """The same run, trained on clean images alone."""
+        return replace(self, static_eps=None, online_eps=None)
 
 
 @dataclass(frozen=True)
@@ -73,16 +95,31 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
             model = models.build(run.model, len(train.classes), in_channels=train.images.shape[1], weights="scratch")
             model.load_state_dict(safetensors.torch.load_file(weights))
         else:
-            torch.manual_seed(run.seed)
+            # Before the clock starts: the model that the static set is made from has its own record.
+            parent = train_or_load(run.clean, device=device) if run.static_eps is not None else None
+            first = run.seed + 1_000_000 * run.repeat
+            torch.manual_seed(first)
             model = models.build(run.model, len(train.classes), in_channels=train.images.shape[1], weights=run.weights)
             started = time.perf_counter()
+            examples, attack = train, None
+            if parent is not None:
+                examples = training.attacked(parent.model, train, partial(attacks.fgsm, eps=run.static_eps))
+            if run.online_eps is not None:
+                attack = partial(attacks.fgsm, eps=run.online_eps)
             epochs = training.fit(
-                model, train, run.recipe, seed=run.seed, device=device, checkpoint=folder / "checkpoint.safetensors"
+                model,
+                examples,
+                run.recipe,
+                attack=attack,
+                seed=first,
+                device=device,
+                checkpoint=folder / "checkpoint.safetensors",
             )
             write(weights, training.serialise(model.state_dict()))
             record = {
                 "key": folder.name,
                 "run": asdict(run),
+                "parent": parent.provenance["key"] if parent else None,
                 "data": {
                     "name": images.name,
                     "fingerprint": images.fingerprint,

@@ -5,7 +5,7 @@ The sum of clean and adversarial loss is line 12 of Algorithm 1 without its impo
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +37,39 @@ class Recipe:
             raise ValueError(f"epochs, batch_size, lr, decay and decay_every must be positive, found {self}")
 
 
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Images made once, such as a set of adversarial examples, on the CPU: what an ``ImageSet`` is to files.
+
+    ``images``: ``[N, C, H, W]`` floats in [0, 1], not rounded to grey levels; ``labels``: ``[N]`` longs.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(
+        self, batch_size: int, *, generator: torch.Generator | None = None, device: str | torch.device = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass in batches on ``device``, shuffled when a generator is given; the last may be smaller."""
+        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        for index in order.split(batch_size):
+            yield self.images[index].to(device), self.labels[index].to(device)
+
+
+def attacked(model: nn.Module, data: ImageSet, attack: Attack, *, batch_size: int = 64) -> Examples:
+    """``attack(model, images, labels)`` on every image of ``data``, made once and kept, in the order of ``data``."""
+    device = next(model.parameters()).device
+    batches = tqdm(list(data.batches(batch_size)), "attack", unit="batch", leave=False)
+    made = [attack(model, images.to(device), labels.to(device)).cpu() for images, labels in batches]
+    return Examples(torch.cat(made), torch.from_numpy(data.labels))
+
+
 def fit(
     model: nn.Module,
-    data: ImageSet,
+    data: ImageSet | Examples,
     recipe: Recipe,
     *,
     attack: Attack | None = None,

@@ -1,5 +1,7 @@
 """Records, claims and verdicts: what is written can be read, what is broken is named, phantoms never count."""
 
+from dataclasses import asdict
+
 import msgspec
 import numpy as np
 import pandas as pd
@@ -22,7 +24,7 @@ def made(tmp_path, monkeypatch) -> evidence.Record:
     chosen = settings.choose("smoke", None, 3)
     train, test = split(load("cnmc", real=False, size=32, count=160), by="patient")
     about = {"name": "phantom-cells", "fingerprint": "f00d", "train": len(train), "test": len(test)}
-    provenance = {"key": "abc", "data": about, "seconds": 1.0, "device": "CPU"}
+    provenance = {"key": "abc", "run": asdict(chosen.run), "data": about, "seconds": 1.0, "device": "CPU"}
     trained = runs.Trained(build("simple_cnn", 2, weights="scratch"), train, test, provenance)
     rows = pd.DataFrame([{"method": "STBO", "queries": 100, "loss": np.float64(1.5), "n": np.int64(8)}])
     effect = evidence.effect(CLAIM, torch.linspace(1, 2, 8))

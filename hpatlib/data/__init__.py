@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hpatlib.data import cnmc
+from hpatlib.data import busi, cnmc, medmnist
 from hpatlib.data.images import ImageSet, Item, Source, cached, fingerprint, home
 
 __all__ = ["SOURCES", "ImageSet", "Item", "Source", "fetch", "load", "split", "status"]
 
-SOURCES: dict[str, Source] = {source.key: source for source in (cnmc.SOURCE,)}
+SOURCES: dict[str, Source] = {source.key: source for source in (cnmc.SOURCE, busi.SOURCE, medmnist.BREAST)}
 
 
 def load(
@@ -28,10 +28,10 @@ def load(
 ) -> ImageSet:
     """The data set `key` at `size` × `size` pixels: its real images, or phantoms of its modality.
 
-    Real images come from `<root>/<key>/` (root: $HPAT_DATA) through a cache of decoded images (`home()`/data). At most
-    `count` of them are taken, drawn with `seed`, as evenly from the classes as they allow; `part` names a part of the
-    data set (a key of `Source.parts`, the first by default). Phantoms are drawn with `seed`, 512 unless `count` says
-    otherwise, and have no parts.
+    Real images come from `<root>/<key>/` (root: $HPAT_DATA; BreastMNIST: `<root>/medmnist/`) through a cache of decoded
+    images (`home()`/data). At most `count` of them are taken, drawn with `seed`, as evenly from the classes as they
+    allow; `part` names a part of the data set (a key of `Source.parts`, the first by default). Phantoms are drawn with
+    `seed`, 512 unless `count` says otherwise, and have no parts.
 
     Raises FileNotFoundError when the real images are not there (phantoms never take their place) and ValueError for
     arguments without meaning and for files that cannot be used, all of them at once.
@@ -47,28 +47,30 @@ def load(
         return _phantom(source, 512 if count is None else count, size, seed)
 
     part = part or next(iter(source.parts))
-    folder = _folder(key, root)
+    folder = _folder(source, root)
     items = source.parts[part](folder) if folder and folder.is_dir() else []
     if not items:
         looked = f"no files of part {part!r} in {folder}" if folder else "HPAT_DATA is not set"
-        raise FileNotFoundError(f"Real {source.title} images are missing: {looked}. {_how(key)}")
+        raise FileNotFoundError(f"Real {source.title} images are missing: {looked}. {_how(source)}")
     images = cached(source, part, folder, items, size=size, cache=Path(cache) if cache else home() / "data")
     return images if count is None or count >= len(images) else images.subset(_balanced(images.labels, count, seed))
 
 
 def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """Split into (train, test), stratified by label: one of round(1 / test) folds is the test side.
+    """Split into (train, test): by "patient" and "image" stratified by label, one of round(1 / test) folds for testing.
 
     by="patient" keeps each of `groups` on one side; by="image" keeps only images with identical pixels together.
-    The seed chooses the fold too, because scikit-learn puts the largest patient into the first one whatever its
+    by="random" is scikit-learn's plain `train_test_split`, as the ultrasound report has it: neither stratified nor
+    aware of patients, it leaks whatever is there twice, and exists to show how much that flatters. For the others, the
+    seed chooses the fold too, because scikit-learn puts the largest patient into the first one whatever its
     seed: seeds 0, 1, 2, … test on other patients. Folds with less than half of a class's share are avoided.
 
     Raises ValueError for another `by`, a `test` outside (0, 0.5], and when no fold has every class on both sides.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-    if by not in ("patient", "image"):
-        raise ValueError(f"Unknown split by {by!r}: choose patient or image.")
+    if by not in ("patient", "image", "random"):
+        raise ValueError(f"Unknown split by {by!r}: choose patient, image or random.")
     if not 0 < test <= 0.5:
         raise ValueError(f"test is {test}, expected a share in (0, 0.5].")
     labels, groups, folds = images.labels, images.groups, round(1 / test)
@@ -80,15 +82,19 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
         return (np.bincount(labels[side], minlength=len(counts)) / counts).min()
 
     sides = []
-    if min(counts.min(), len(set(groups))) >= folds:
+    if by == "random":
+        if len(labels) > 1:
+            sides = [train_test_split(np.arange(len(labels)), test_size=test, random_state=seed)]
+    elif min(counts.min(), len(set(groups))) >= folds:
         sides = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(groups, labels, groups))
     usable = [(train, test) for train, test in sides if smallest(train) > 0 and smallest(test) > 0]
     fair = [(train, test) for train, test in usable if smallest(test) >= 0.5 / folds]
     if not usable:
         named = enumerate(zip(counts, images.classes, strict=True))
         found = (f"{n} {name} in {len(set(groups[labels == i]))} groups" for i, (n, name) in named)
+        tried = "the random split does not leave" if by == "random" else f"none of {folds} folds by {by} leaves"
         raise ValueError(
-            f"{images.name} has {' and '.join(found)}: none of {folds} folds by {by} leaves every class on both sides. "
+            f"{images.name} has {' and '.join(found)}: {tried} every class on both sides. "
             "Use more images or a larger test share."
         )
     train, test = (fair or usable)[seed % len(fair or usable)]
@@ -98,10 +104,13 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
 def fetch(key: str, root: Path | str) -> Path:
     """Download the data set from Kaggle to `<root>/<key>`, a link to kagglehub's copy where links exist.
 
-    Returns that folder; one that is there already is left as it is. Raises RuntimeError when kagglehub is missing or
-    the download fails.
+    A data set that is one file elsewhere (BreastMNIST) goes to its folder as that file. Returns that folder; one that
+    is there already is left as it is. Raises RuntimeError when kagglehub is missing or the download fails.
     """
-    source, target = _source(key), Path(root).expanduser() / key
+    source = _source(key)
+    target = _folder(source, root)
+    if source.url:
+        return _fetch_file(source, target)
     by_hand = f"or unpack https://www.kaggle.com/datasets/{source.kaggle} into {target}"
     if target.is_dir() and any(target.iterdir()):
         return target
@@ -128,6 +137,23 @@ def fetch(key: str, root: Path | str) -> Path:
     return target
 
 
+def _fetch_file(source: Source, folder: Path) -> Path:
+    from urllib.request import urlretrieve
+
+    file = folder / source.url.rsplit("/", 1)[1]
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"{file.name}.tmp")
+        try:
+            urlretrieve(source.url, beside)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            by_hand = f"try again online, or put it at {file}."
+            raise RuntimeError(f"Fetching {source.url} failed ({error}): {by_hand}") from error
+        beside.rename(file)
+    return folder
+
+
 def status(root: Path | str | None = None) -> list[dict]:
     """One row for each part of each data set: key, part, images (count), classes (count of each), folder and note.
 
@@ -135,11 +161,11 @@ def status(root: Path | str | None = None) -> list[dict]:
     """
     rows = []
     for key, source in SOURCES.items():
-        folder = _folder(key, root)
+        folder = _folder(source, root)
         for part, find in source.parts.items():
             try:
                 items = find(folder) if folder and folder.is_dir() else []
-                note = "" if items else _how(key)
+                note = "" if items else _how(source)
             except ValueError as error:
                 items, note = [], str(error)
             classes = {name: sum(item.label == n for item in items) for n, name in enumerate(source.classes)}
@@ -154,21 +180,22 @@ def _source(key: str) -> Source:
     return SOURCES[key]
 
 
-def _folder(key: str, root: Path | str | None) -> Path | None:
+def _folder(source: Source, root: Path | str | None) -> Path | None:
     root = root or os.environ.get("HPAT_DATA")
-    return Path(root).expanduser() / key if root else None
+    return Path(root).expanduser() / (source.folder or source.key) if root else None
 
 
-def _how(key: str) -> str:
-    return f"Run `hpat data fetch {key}`, or set HPAT_DATA to the folder that holds {key}/."
+def _how(source: Source) -> str:
+    holds = source.folder or source.key
+    return f"Run `hpat data fetch {source.key}`, or set HPAT_DATA to the folder that holds {holds}/."
 
 
 def _phantom(source: Source, count: int, size: int, seed: int) -> ImageSet:
-    from hpatlib.data import phantoms
-
-    images, labels, groups = getattr(phantoms, source.phantom)(count, size=size, seed=seed)
+    if source.phantom is None:
+        raise ValueError(f"{source.key} has no phantom: use its real images, or another data set.")
+    images, labels, groups = source.phantom(count, size=size, seed=seed)
     return ImageSet(
-        name=f"phantom-{source.phantom}",
+        name=f"phantom-{source.phantom.__name__}",
         images=images,
         labels=labels,
         groups=groups,

@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 from hpatlib.data.images import Item, Source, listing
+from hpatlib.data.phantoms import cells
 
 CLASSES = ("hem", "all")
 NAME = re.compile(r"UID_(?P<patient>[Hh]?\d+)_\d+_\d+_(?P<label>all|hem)\.(bmp|png)", re.IGNORECASE)
@@ -110,5 +111,5 @@ SOURCE = Source(
     citation="A. Gupta, R. Gupta: ALL Challenge dataset of ISBI 2019 (C-NMC 2019), The Cancer Imaging Archive, 2019, "
     "doi:10.7937/tcia.2019.dc64i46r",
     licence="CC BY 3.0",
-    phantom="cells",
+    phantom=cells,
 )

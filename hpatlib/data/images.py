@@ -20,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:  # listing or fetching data should not wait seconds for torch
     import torch
 
-DECODER = 1  # raise it whenever `decode` gives other pixels: it is part of every cache key
+DECODER = 2  # raise it whenever `decode` gives other pixels or `_grouped` other groups: it is part of every cache key
 # Colour carries the diagnosis where it is asked for, so a grey file among colour ones is a fault; grey sets are often
 # saved as RGB with three equal channels, so those are converted.
 READABLE = {"RGB": ("RGB",), "L": ("L", "RGB", "RGBA", "P")}
@@ -104,7 +104,11 @@ class Source:
     `parts` maps the name of a part (the default first) to a function that lists its files under `<root>/<key>/`: none
     when it is absent, ValueError when names or labels are wrong. `crop` is the side in pixels of the central square
     that is kept of the original (None: all of it), `mode` "RGB" (C = 3) or "L" (C = 1), `kaggle` the handle at Kaggle,
-    `phantom` the function of `hpatlib.data.phantoms` that draws this modality.
+    `phantom` draws this modality, (count, *, size, seed) -> images, labels, groups (None: no phantom).
+
+    `near`: images whose perceptual hashes differ in at most so many bits share a group (None: groups stay as they
+    are). For sets that are not loose image files at Kaggle: `folder` under the root when it is not the key, `url` of
+    the one file, `decode` in place of the function below.
     """
 
     key: str
@@ -116,7 +120,11 @@ class Source:
     kaggle: str
     citation: str
     licence: str
-    phantom: str
+    phantom: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]] | None
+    near: int | None = None
+    folder: str = ""
+    url: str = ""
+    decode: Callable[..., np.ndarray] | None = None
 
 
 def home() -> Path:
@@ -189,15 +197,15 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
 
     names = [item.path.relative_to(folder).as_posix() for item in items]
     files = [(name, item.label, item.group, *_stamp(item.path)) for name, item in zip(names, items, strict=True)]
-    decided_by = [source.key, part, source.crop, size, source.mode, DECODER, files]
+    decided_by = [source.key, part, source.crop, size, source.mode, source.near, DECODER, files]
     key = hashlib.blake2b(json.dumps(decided_by).encode(), digest_size=8).hexdigest()
     entry = Path(cache) / f"{source.key}-{part}-{size}px-{key}"
     if not entry.is_dir():
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
             if not entry.is_dir():
-                images = decode(items, crop=source.crop, size=size, mode=source.mode)
-                about = {"names": names, "labels": [i.label for i in items], "groups": [i.group for i in items]}
+                images = (source.decode or decode)(items, crop=source.crop, size=size, mode=source.mode)
+                about = {"names": names, "labels": [i.label for i in items], "groups": _grouped(source, items)}
                 about["fingerprint"] = fingerprint(images, np.array(about["labels"]), np.array(about["groups"]))
                 _write(entry, images, about)
     about = json.loads((entry / "about.json").read_text("utf-8"))
@@ -210,6 +218,20 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
         real=True,
         fingerprint=about["fingerprint"],
     )
+
+
+def _grouped(source: Source, items: Sequence[Item]) -> list[str]:
+    """The group of each item: its own, joined with those of its near-duplicates where the source asks for that.
+
+    The files are read once more, small: whether two images are alike must not depend on the size that was asked for.
+    """
+    groups = [item.group for item in items]
+    if source.near is None:
+        return groups
+    from hpatlib.data import duplicates
+
+    small = (source.decode or decode)(items, crop=source.crop, size=duplicates.SIDE, mode="L", progress=False)
+    return duplicates.merge(groups, duplicates.near_pairs(duplicates.perceptual_hash(small[:, 0]), source.near))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
