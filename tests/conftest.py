@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models here are too small to share, and other processes may want the other cores
 
 
 @pytest.fixture
