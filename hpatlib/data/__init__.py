@@ -30,8 +30,8 @@ def load(
 
     Real images come from `<root>/<key>/` (root: $HPAT_DATA; BreastMNIST: `<root>/medmnist/`) through a cache of decoded
     images (`home()`/data). At most `count` of them are taken, drawn with `seed`, as evenly from the classes as they
-    allow; `part` names a part of the data set (a key of `Source.parts`, the first by default). Phantoms are drawn with `seed`, 512 unless `count` says
-    otherwise, and have no parts.
+    allow; `part` names a part of the data set (a key of `Source.parts`, the first by default). Phantoms are drawn with
+    `seed`, 512 unless `count` says otherwise, and have no parts.
 
     Raises FileNotFoundError when the real images are not there (phantoms never take their place) and ValueError for
     arguments without meaning and for files that cannot be used, all of them at once.
