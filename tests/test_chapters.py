@@ -62,7 +62,7 @@ def test_the_command_line_lists_chapters_by_title():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "hpat/fig7"], "unknown chapter hpat/fig7: choose from hpat/fig1"),
+        (["run", "hpat/fig7"], "unknown chapter hpat/fig7: choose from "),
         (["run", "hpat/fig1_robustness_issue", "--profile", "huge"], "smoke"),
         (["run", "hpat/fig1_robustness_issue", "--seed", "-1"], "seed"),
         (["data", "fetch", "cnmc"], "set HPAT_DATA"),
