@@ -142,5 +142,5 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], *grain: float) -> n
     field = np.fft.rfftn(rng.standard_normal(shape))
     for size, wave in zip(grain, np.ix_(*waves), strict=True):
         field *= np.exp(-2 * (np.pi * size * wave) ** 2)
-    field = np.fft.irfftn(field, shape)
+    field = np.fft.irfftn(field, shape, range(len(shape)))
     return (field - field.mean()) / field.std()
