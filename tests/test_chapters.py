@@ -1,5 +1,6 @@
 """Chapters as users run them: the pairs agree, parameters are checked, the command line says what is wrong."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,13 +57,13 @@ def test_papermill_refuses_an_unknown_profile_and_lists_the_valid_ones(tmp_path)
 def test_the_command_line_lists_chapters_by_title():
     done = invoke(cli.app, ["list"])
     assert done.exit_code == 0
-    assert "hpat/fig6_stbo_vs_grid_search  Figure 6" in done.output
+    assert re.search(r"^hpat/fig6_stbo_vs_grid_search +Figure 6", done.output, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "hpat/fig7"], "unknown chapter hpat/fig7: choose from hpat/fig1"),
+        (["run", "hpat/fig7"], "unknown chapter hpat/fig7: choose from "),
         (["run", "hpat/fig1_robustness_issue", "--profile", "huge"], "smoke"),
         (["run", "hpat/fig1_robustness_issue", "--seed", "-1"], "seed"),
         (["data", "fetch", "cnmc"], "set HPAT_DATA"),

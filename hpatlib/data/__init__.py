@@ -83,7 +83,7 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
 
     sides = []
     if by == "random":
-        if len(labels) > 1:
+        if len(labels) > 1 and counts.all():
             sides = [train_test_split(np.arange(len(labels)), test_size=test, random_state=seed)]
     elif min(counts.min(), len(set(groups))) >= folds:
         sides = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(groups, labels, groups))

@@ -31,8 +31,8 @@ def ultrasound(count: int, *, size: int = 64, seed: int = 0) -> tuple[np.ndarray
 
 
 def _echoes(rng: np.random.Generator, side: int, label: int) -> np.ndarray:
-    """Echoes in dB of one scan, float [S, S], a sixteenth larger than `side` so that looks can be shifted."""
-    side += side // 16
+    """Echoes in dB of one scan, float [S, S], a little larger than `side`, so that looks can be shifted."""
+    side += side // 32
     y, x = np.mgrid[:side, :side] / side
     line, square = (side,), (side, side)
     wave = 0.02 * _noise(rng, line, 0.12) + rng.uniform(-0.15, 0.15) * (x[0] - 0.5)  # no layer is flat
@@ -139,6 +139,8 @@ def _step(distance: np.ndarray, width: float) -> np.ndarray:
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], *grain: float) -> np.ndarray:
     """Smooth Gaussian noise of mean 0 and deviation 1; `grain` is its correlation length on each axis, of a side."""
     waves = [np.fft.fftfreq(n, 1 / n) for n in shape[:-1]] + [np.fft.rfftfreq(shape[-1], 1 / shape[-1])]
-    damping = sum((g * wave) ** 2 for g, wave in zip(grain, np.ix_(*waves), strict=True))
-    field = np.fft.irfftn(np.fft.rfftn(rng.standard_normal(shape)) * np.exp(-2 * np.pi**2 * damping), shape)
+    field = np.fft.rfftn(rng.standard_normal(shape))
+    for size, wave in zip(grain, np.ix_(*waves), strict=True):
+        field *= np.exp(-2 * (np.pi * size * wave) ** 2)
+    field = np.fft.irfftn(field, shape, range(len(shape)))
     return (field - field.mean()) / field.std()
