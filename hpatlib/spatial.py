@@ -5,6 +5,7 @@ image is rotated about its centre, then translated (Engstrom et al. 2019), sampl
 zeros outside. Equation 4 as printed turns about a corner and pushes pixels forward: see the interpretations page, H17.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ class Box:
     rotation: float
 
     def __post_init__(self) -> None:
-        if not self.translation >= 0:
-            raise ValueError(f"translation must be at least 0 pixels, found {self.translation!r}")
+        if not 0 <= self.translation < math.inf:
+            raise ValueError(f"translation must be finite and at least 0 pixels, found {self.translation!r}")
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"rotation must lie in [0, 180] degrees, found {self.rotation!r}")
 
@@ -58,7 +59,8 @@ def transform(images: Tensor, s: Tensor) -> Tensor:
 
     ``images [B, C, H, W]``; ``s [B, 3]`` = (ξ px right, ζ px down, α degrees counter-clockwise). Returns
     ``[B, C, H, W]``, differentiable in both. The result is linear in the image and never exceeds its range:
-    ‖T_s(x + δ) − T_s(x)‖∞ ≤ ‖δ‖∞. Raises ``ValueError`` for any other shape.
+    ‖T_s(x + δ) − T_s(x)‖∞ ≤ ‖δ‖∞. Whole shifts and quarter turns are exact to 1e-5 up to 128 px, to 1e-4 above, where
+    float32 no longer tells the sampling points apart finely enough. Raises ``ValueError`` for any other shape.
     """
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"images must be a float tensor [B, C, H, W], found {images.dtype} {list(images.shape)}")

@@ -59,7 +59,8 @@ def stbo(
     if scope not in ("image", "batch"):
         raise ValueError(f'scope must be "image" or "batch", found {scope!r}')
 
-    with torch.no_grad(), held_still(model):
+    # Inference tensors of a caller's inference_mode would keep refits from their gradients.
+    with torch.inference_mode(False), torch.no_grad(), held_still(model):
         check_logits(model(images[:1]), labels)
         processes = len(images) if scope == "image" else 1
         process = Process(kernel(box, processes), processes, evaluations, images.device)
@@ -87,7 +88,7 @@ def stbo(
             best_loss = torch.where(better, loss, best_loss)  # [B]
             best_value = torch.maximum(value, best_value)
             history.append(best_value)
-        check_losses(best_loss)
+        check_losses(best_value)  # unlike best_loss, it remembers a NaN from any of the evaluations
         best_s = box.place(best_unit).to(images.dtype).expand(len(images), -1)
         best_history = torch.stack(history, dim=1).expand(len(images), -1)  # [B, evaluations]
         return SearchResult(transform(images, best_s), best_s, best_loss, best_history)

@@ -81,7 +81,7 @@ def test_the_growing_inverse_is_the_inverse_of_the_cholesky_factor():
 
 
 def test_expected_improvement_equals_its_definition():
-    """E[max(g − g*, 0)] of a normal g, by ten million draws; and never negative where equation 8's misprint is."""
+    """E[max(g − g*, 0)] of a normal g, by two million draws; and never negative where equation 8's misprint is."""
     mean, deviation = torch.tensor([-1.0, 0.0, 0.4, 2.0]), torch.tensor([0.5, 1.0, 2.0, 0.1])
     draws = torch.randn(2_000_000, 1, generator=torch.Generator().manual_seed(0))
     monte_carlo = (mean + deviation * draws - 0.3).clamp_min(0).mean(dim=0)
