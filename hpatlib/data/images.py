@@ -104,7 +104,8 @@ class Source:
     `parts` maps the name of a part (the default first) to a function that lists its files under `<root>/<key>/`: none
     when it is absent, ValueError when names or labels are wrong. `crop` is the side in pixels of the central square
     that is kept of the original (None: all of it), `mode` "RGB" (C = 3) or "L" (C = 1), `kaggle` the handle at Kaggle,
-    `phantom` draws this modality, (count, *, size, seed) -> images, labels, groups (None: no phantom).
+    `phantom` draws this modality, called as `phantom(count, size=…, seed=…)` for images, labels and groups (None: no
+    phantom).
 
     `near`: images whose perceptual hashes differ in at most so many bits share a group (None: groups stay as they
     are). For sets that are not loose image files at Kaggle: `folder` under the root when it is not the key, `url` of
