@@ -95,6 +95,9 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    for folder in ("HPAT_DATA", "HPAT_WEIGHTS", "HPAT_HOME", "HPAT_RECORDS"):
+        if os.environ.get(folder):  # the chapter runs in its own folder, where a relative path leads elsewhere
+            os.environ[folder] = str(Path(os.environ[folder]).expanduser().resolve())
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".input.ipynb")
     partial = target.with_suffix(".failed.ipynb")

@@ -116,6 +116,17 @@ def test_execute_injects_what_differs_and_keeps_a_failed_run_apart(tmp_path):
     assert sorted(path.name for path in target.parent.iterdir()) == ["chapter.failed.ipynb", "chapter.ipynb"]
 
 
+def test_a_relative_data_folder_means_the_same_inside_the_chapter(tmp_path, monkeypatch):
+    source = tmp_path / "chapters" / "chapter.md"
+    source.parent.mkdir()
+    (tmp_path / "data").mkdir()
+    source.write_text(CHAPTER.replace("print(profile", "import os; print(os.listdir(os.environ['HPAT_DATA']), profile"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HPAT_DATA", "data")
+    assert cli.execute(source, tmp_path / "out.ipynb", {}) is None
+    assert nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[0].text == "[] smoke None 0\n"
+
+
 def test_importing_the_library_needs_neither_jupyter_nor_torchvision():
     modules = "attacks, spatial, stbo, hybrid, models, data, training, evaluation, runs, settings, evidence, plots, cli"
     heavy = {"papermill", "jupyter_core", "IPython", "torchvision", "timm", "sklearn", "snakemake", "kagglehub"}

@@ -45,7 +45,7 @@ def test_patients_have_a_dozen_cells_or_two():
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])
-def test_no_single_number_tells_the_classes_apart(size):
+def test_neither_brightness_nor_area_tells_the_classes_apart(size):
     images, labels, _ = cells(600, size=size)
     numbers = {
         "mean intensity": images.mean(axis=(1, 2, 3)),
