@@ -32,7 +32,7 @@ def stbo(
     *,
     evaluations: int = 100,
     initial: int = 10,
-    candidates: tuple[int, int] = (64, 64),
+    candidates: tuple[int, int] = (48, 48),
     refit_every: int | None = None,
     scope: Literal["image", "batch"] = "image",
     generator: torch.Generator | None = None,
