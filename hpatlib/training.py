@@ -102,10 +102,14 @@ def fit(
             model.train()
             totals = torch.zeros(2, device=device)  # loss and hits, summed on the device: no wait inside the loop
             for images, labels in data.batches(recipe.batch_size, generator=shuffle, device=device):
-                logits = model(images)
-                loss = F.cross_entropy(logits, labels)
-                if attack is not None:
-                    loss = loss + F.cross_entropy(model(attack(model, images, labels)), labels)
+                if attack is None:
+                    logits = model(images)
+                    loss = F.cross_entropy(logits, labels)
+                else:
+                    # One pass over both halves: batch norm sees the mixture that it will use when evaluating.
+                    both = torch.cat([images, attack(model, images, labels)])
+                    logits, adversarial = model(both).chunk(2)
+                    loss = F.cross_entropy(logits, labels) + F.cross_entropy(adversarial, labels)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
