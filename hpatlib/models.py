@@ -96,6 +96,9 @@ def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path 
         # the statistics used for evaluation would still be ImageNet's.
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 0.1
+    if "efficientnet" in name:
+        # Depthwise convolutions run 2 to 3 times as fast with channels last, on CPUs too; plain ones do not.
+        backbone = backbone.to(memory_format=torch.channels_last)
     config = backbone.pretrained_cfg
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if in_channels != len(mean):  # grey images: timm sums the filters over colour, so one average statistic fits

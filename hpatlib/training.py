@@ -150,10 +150,13 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     with safe_open(path, framework="pt") as file:
         rows = json.loads(file.metadata()["rows"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    state: dict[int, dict[str, Tensor]] = {}
+    parameters, state = list(model.parameters()), {}
     for name in [name for name in tensors if name.startswith("optimizer.")]:
         _, number, key = name.split(".")
-        state.setdefault(int(number), {})[key] = tensors.pop(name)
+        value, parameter = tensors.pop(name), parameters[int(number)]
+        # In the parameter's memory format, as Adam made it: a resumed run must add up in the same order.
+        kept = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        state.setdefault(int(number), {})[key] = kept
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return rows
