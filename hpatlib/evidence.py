@@ -165,7 +165,7 @@ def record(
 
 def _model(trained: runs.Trained) -> dict:
     """What tells a model from the others of its chapter."""
-    told = ("model", "weights", "seed", "repeat", "split_by", "static_eps", "online_eps")
+    told = ("model", "weights", "seed", "repeat", "split_by", "static_eps", "adversary", "mixbn")
     run = {name: trained.provenance["run"][name] for name in told}
     return {"key": trained.provenance["key"], **run, "seconds": trained.provenance["seconds"]}
 

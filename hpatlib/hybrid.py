@@ -1,4 +1,4 @@
-"""Hybrid perturbations: T_s(A_ε(x)) of equation 1, and the environments H0…H6 of the leukemia paper's figure 3."""
+"""Hybrid perturbations T_s(A_ε(x)) of equation 1: who makes them in training, and the environments H0…H6 of figure 3."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +44,51 @@ def perturb(
 def fixed(model: nn.Module, images: Tensor, labels: Tensor, *, s: tuple[float, float, float]) -> Tensor:
     """The same transform ``s`` = (ξ, ζ, α) for every image: a spatial "attack" that asks the model nothing."""
     return transform(images, torch.tensor(s, device=images.device, dtype=torch.float64).expand(len(images), 3))
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Who perturbs the images that a model learns from beside the clean ones: PGD, STBO, or one after the other.
+
+    Called as ``adversary(model, images, labels)``, it returns T_s(A_ε(x)) ``[B, C, H, W]`` of equation 14.
+
+    ``eps``, ``step`` in [0, 1], ``iterations``, ``start``: PGD as in ``attacks.pgd``, none where ``eps`` is 0; one
+    step of ``eps`` without a start is FGSM. ``translation`` (± pixels), ``rotation`` (± degrees): the range of STBO
+    with ``evaluations`` queries an image, none where that is 0. ``literal`` reads line 8 of Algorithm 1 as printed:
+    STBO after each step, on what the last one left (H15). Raises ``ValueError`` where nothing is left to do.
+    """
+
+    eps: float = 0.0
+    step: float = 0.0
+    iterations: int = 1
+    start: attacks.Start = None
+    translation: float = 0.0
+    rotation: float = 0.0
+    evaluations: int = 0
+    literal: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.eps and not self.evaluations:
+            raise ValueError("an adversary needs eps > 0 or evaluations > 0: this one would change nothing")
+        if self.literal and not (self.eps and self.evaluations):
+            raise ValueError("line 8 as printed needs both a pixel budget (eps) and a search (evaluations)")
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        spatial = None
+        if self.evaluations:
+            spatial = partial(stbo, box=Box(self.translation, self.rotation), evaluations=self.evaluations)
+        if self.literal:
+            images = images + attacks.GAUSSIAN_START * torch.randn_like(images)
+            for _ in range(self.iterations):
+                # No ball around the original: after a turn, its pixels are no longer in their places.
+                step = partial(attacks.fgsm, eps=self.step)
+                images = perturb(model, images.clamp(0, 1), labels, pixel=step, spatial=spatial)
+            return images
+        pixel = None
+        if self.eps:
+            settings = {"eps": self.eps, "step": self.step, "iterations": self.iterations, "start": self.start}
+            pixel = partial(attacks.pgd, **settings)
+        return perturb(model, images, labels, pixel=pixel, spatial=spatial)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from torch import nn
 from hpatlib import attacks, data, models, training
 from hpatlib._files import write
 from hpatlib.data.images import home
+from hpatlib.hybrid import Adversary
+from hpatlib.mixbn import convert_mixbn
 
 PACKAGES = ("hpatlib", "torch", "timm", "gpytorch", "numpy", "scikit-learn")
 
@@ -35,9 +37,9 @@ class Run:
     ``models.build``; ``seed`` decides the phantoms, the split, the first weights and the order of the batches;
     ``repeat`` tells models of the same split apart: other first weights, another order of the batches.
 
-    ``static_eps``: train on FGSM examples alone, made once at this ε from the model of the same run without it (C3);
-    ``online_eps``: add the loss on FGSM examples made at this ε from the model as it is in each step. One of them at
-    most, in (0, 1]: anything else raises ``ValueError``.
+    ``static_eps`` in (0, 1]: train on FGSM examples alone, made once at this ε from the model of the same run without
+    it (C3). ``adversary``: add the loss on the images that it makes of each batch with the model as it is in that step
+    (Algorithm 1); ``mixbn``: with a batch norm of their own. Raises ``ValueError`` where these contradict each other.
     """
 
     dataset: str
@@ -52,20 +54,21 @@ class Run:
     seed: int
     repeat: int = 0
     static_eps: float | None = None
-    online_eps: float | None = None
+    adversary: Adversary | None = None
+    mixbn: bool = False
 
     def __post_init__(self) -> None:
-        asked = [eps for eps in (self.static_eps, self.online_eps) if eps is not None]
-        if len(asked) > 1 or not all(0 < eps <= 1 for eps in asked):
-            raise ValueError(
-                "static_eps and online_eps must lie in (0, 1], and one of them at most may be given, found "
-                f"{self.static_eps} and {self.online_eps}"
-            )
+        if self.static_eps is not None and not 0 < self.static_eps <= 1:
+            raise ValueError(f"static_eps must lie in (0, 1], found {self.static_eps}")
+        if self.static_eps is not None and self.adversary is not None:
+            raise ValueError("a model trains on a static set or against an adversary, not both: leave one out")
+        if self.mixbn and self.adversary is None:
+            raise ValueError("mixbn needs an adversary: without one, its second branch would never be trained")
 
     @property
     def clean(self) -> "Run":
         """The same run, trained on clean images alone."""
-        return replace(self, static_eps=None, online_eps=None)
+        return replace(self, static_eps=None, adversary=None, mixbn=False)
 
 
 @dataclass(frozen=True)
@@ -92,25 +95,23 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         if about.is_file():  # written last: what it speaks of is whole
-            model = models.build(run.model, len(train.classes), in_channels=train.images.shape[1], weights="scratch")
+            model = _build(run, train, "scratch")
             model.load_state_dict(safetensors.torch.load_file(weights))
         else:
             # Before the clock starts: the model that the static set is made from has its own record.
             parent = train_or_load(run.clean, device=device) if run.static_eps is not None else None
             first = run.seed + 1_000_000 * run.repeat
             torch.manual_seed(first)
-            model = models.build(run.model, len(train.classes), in_channels=train.images.shape[1], weights=run.weights)
+            model = _build(run, train, run.weights)
             started = time.perf_counter()
-            examples, attack = train, None
+            examples = train
             if parent is not None:
                 examples = training.attacked(parent.model, train, partial(attacks.fgsm, eps=run.static_eps))
-            if run.online_eps is not None:
-                attack = partial(attacks.fgsm, eps=run.online_eps)
             epochs = training.fit(
                 model,
                 examples,
                 run.recipe,
-                attack=attack,
+                attack=run.adversary,
                 seed=first,
                 device=device,
                 checkpoint=folder / "checkpoint.safetensors",
@@ -135,9 +136,17 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
     return Trained(model.to(device).eval(), train, test, json.loads(about.read_text()))
 
 
+def _build(run: Run, train: data.ImageSet, weights: str) -> nn.Module:
+    model = models.build(run.model, len(train.classes), in_channels=train.images.shape[1], weights=weights)
+    return convert_mixbn(model) if run.mixbn else model
+
+
 def key(run: Run, fingerprint: str) -> str:
     """Sixteen hexadecimal digits that follow from the run, its images' fingerprint and the code behind training."""
-    decided_by = [asdict(run), fingerprint, source("_model", "attacks", "models", "training", "data")]
+    modules = ["_model", "attacks", "models", "training", "data"]
+    if run.adversary is not None:
+        modules += ["hybrid", "mixbn", "spatial", "stbo"]
+    decided_by = [asdict(run), fingerprint, source(*modules)]
     return hashlib.blake2b(json.dumps(decided_by, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

@@ -6,6 +6,7 @@ The sum of clean and adversarial loss is line 12 of Algorithm 1 without its impo
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from hpatlib._files import write
 from hpatlib.data import ImageSet
+from hpatlib.mixbn import branch, mixed
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -77,21 +79,24 @@ def fit(
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Train ``model`` in place with Adam and cross-entropy; return one row of loss, accuracy and seconds an epoch.
+    """Train ``model`` in place with Adam and cross-entropy, Algorithm 1 where there is an ``attack``; a row an epoch.
 
-    ``attack(model, images, labels)`` adds the loss on its images to that on the clean ones (equation 14); it must
-    leave the model as found. ``checkpoint`` names a file that holds the state after each epoch: a run that was stopped
-    goes on from there to the same weights. Each epoch is a function of the weights,
-    the optimiser's state, ``seed`` and the epoch's number alone, so nothing else needs keeping. Raises ``ValueError``
-    for an empty data set, or a loss that is not finite.
+    ``attack(model, images, labels)`` makes the second half of each batch: its loss is added to that of the clean half
+    (equation 14 without η, H24). It must leave the model as found. A model with MixBN is attacked through its
+    adversarial branch, and each half of the batch goes through its own. Rows hold ``loss`` (of both halves together),
+    ``accuracy`` and ``adversarial_accuracy`` on the training images as they were seen, and ``seconds``.
+
+    ``checkpoint`` names a file that holds the state after each epoch: a run that was stopped goes on from there to the
+    same weights. Each epoch is a function of the weights, the optimiser's state, ``seed`` and the epoch's number
+    alone, so nothing else needs keeping. Raises ``ValueError`` for an empty data set, or a loss that is not finite.
     """
     if len(data) == 0:
         raise ValueError("the training set is empty")
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     rows = _restore(checkpoint, model, optimizer) if checkpoint is not None else []
-    steps = -(-len(data) // recipe.batch_size)
-    bar = tqdm(total=recipe.epochs * steps, initial=len(rows) * steps, desc="train", unit="batch", leave=False)
+    images_seen = {"total": recipe.epochs * len(data), "initial": len(rows) * len(data)}
+    bar = tqdm(**images_seen, desc="train", unit="image", leave=False)
     with bar, torch.random.fork_rng(devices=_cuda(device)):
         for epoch in range(len(rows), recipe.epochs):
             started = time.perf_counter()
@@ -100,32 +105,44 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * recipe.decay ** (epoch // recipe.decay_every)
             model.train()
-            totals = torch.zeros(2, device=device)  # loss and hits, summed on the device: no wait inside the loop
+            totals = torch.zeros(3, device=device)  # loss and hits, summed on the device: no wait inside the loop
             for images, labels in data.batches(recipe.batch_size, generator=shuffle, device=device):
-                if attack is None:
-                    logits = model(images)
-                    loss = F.cross_entropy(logits, labels)
-                else:
-                    # One pass over both halves: batch norm sees the mixture that it will use when evaluating.
-                    both = torch.cat([images, attack(model, images, labels)])
-                    logits, adversarial = model(both).chunk(2)
-                    loss = F.cross_entropy(logits, labels) + F.cross_entropy(adversarial, labels)
+                loss, hits, adversarial_hits = _losses(model, images, labels, attack)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-                totals += torch.stack([loss.detach() * len(labels), (logits.argmax(dim=1) == labels).sum()])
-                bar.update()
-            mean_loss, accuracy = (totals / len(data)).tolist()
+                totals += torch.stack([loss.detach() * len(labels), hits, adversarial_hits])
+                bar.update(len(labels))
+            mean_loss, accuracy, adversarial = (totals / len(data)).tolist()
             if not mean_loss < float("inf"):
                 raise ValueError(
                     f"the loss of epoch {epoch + 1} is {mean_loss}: lower lr={recipe.lr}, check the images"
                 )
-            rows.append({"loss": mean_loss, "accuracy": accuracy, "seconds": time.perf_counter() - started})
-            bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{accuracy:.3f}")
+            row = {"loss": mean_loss, "accuracy": accuracy}
+            if attack is not None:
+                row["adversarial_accuracy"] = adversarial
+            bar.set_postfix({name.split("_")[0]: f"{value:.3f}" for name, value in row.items()})
+            rows.append(row | {"seconds": time.perf_counter() - started})
             if checkpoint is not None:
                 _keep(checkpoint, model, optimizer, rows)
     model.eval()
     return rows
+
+
+def _losses(model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None) -> tuple[Tensor, Tensor, Tensor]:
+    """ℓ(f(X), y) + ℓ(f(X_h), y) of equation 14 for one batch, and how many of each half were right."""
+    if attack is None:
+        logits = model(images)
+        hits = (logits.argmax(dim=1) == labels).sum()
+        return F.cross_entropy(logits, labels), hits, torch.zeros_like(hits)
+    with branch(model, "adv") if mixed(model) else nullcontext():
+        adversarial = attack(model, images, labels)
+    # One pass over both halves: a batch norm that they share sees the mixture that it will stand for when evaluating.
+    with branch(model, "mix") if mixed(model) else nullcontext():
+        logits = model(torch.cat([images, adversarial]))
+    loss = 2 * F.cross_entropy(logits, labels.repeat(2))  # both halves are equally large
+    hits = (logits.argmax(dim=1) == labels.repeat(2)).view(2, -1).sum(dim=1)
+    return loss, hits[0], hits[1]
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -12,9 +12,10 @@ import pandas as pd
 
 from hpatlib import evidence
 from hpatlib.evaluation import attack_hits, formula_sizes, leak_hits, test_sets
+from hpatlib.hybrid import Adversary
 from hpatlib.runs import Run, Trained, train_or_load
 
-TRAININGS = {"clean": None, "static": "static_eps", "online": "online_eps"}  # to the field of Run that asks for it
+TRAININGS = ("clean", "static", "online")
 MARGIN = 0.05  # "no improvement" of an accuracy means: less than this
 
 
@@ -22,7 +23,7 @@ MARGIN = 0.05  # "no improvement" of an accuracy means: less than this
 class Study:
     """What was measured of one network: ``hits[eps, training, test]`` holds an array ``[N_s]`` a seed, 1.0 where right.
 
-    ``training``: a key of ``TRAININGS``; ``test``: one of ``evaluation.TESTS`` (or ``LEAKS``); ``ratios[eps]``: last
+    ``training``: one of ``TRAININGS``; ``test``: one of ``evaluation.TESTS`` (or ``LEAKS``); ``ratios[eps]``: last
     over first epoch's loss, ``[S, 2]`` for the clean and the static training; ``rows``: all of it, tidy; ``trained``:
     every model, the clean one of the first seed first.
     """
@@ -63,9 +64,8 @@ def study(
         for eps in ladder:
             sets = test_sets(clean.model, other.model, clean.test, eps=eps)
             for training in trainings:
-                field = TRAININGS[training]
-                model = clean if field is None else train_or_load(replace(run, **{field: eps}))
-                trained += [model] if field else []
+                model = clean if training == "clean" else train_or_load(_against(run, training, eps))
+                trained += [model] if model is not clean else []
                 measured = attack_hits(model.model, sets, eps=eps, seed=run.seed)
                 if leaks:
                     measured |= leak_hits(model.model, clean.model, clean.test, eps=eps, seed=run.seed)
@@ -81,6 +81,13 @@ def study(
                     ratios.setdefault(eps, []).append(epochs[-1] / epochs[0])
     pairs = {eps: np.array(found).reshape(len(seeds), -1) for eps, found in ratios.items()}
     return Study(pd.DataFrame(rows), hits, pairs, trained)
+
+
+def _against(run: Run, training: str, eps: float) -> Run:
+    """The run trained against FGSM: on a set made once, or online, on examples of the model as it is in each step."""
+    if training == "static":
+        return replace(run, static_eps=eps)
+    return replace(run, adversary=Adversary(eps=eps, step=eps))
 
 
 def _row(eps: float, training: str, metric: str, on: str, epoch: int, value: float, n: int) -> dict:

@@ -10,6 +10,7 @@ from torch import nn
 
 from hpatlib import attacks, evaluation, evidence, plots, runs, settings, training, ultrasound
 from hpatlib.data import ImageSet
+from hpatlib.hybrid import Adversary
 from hpatlib.training import Examples, Recipe, attacked
 
 EPS = 0.25
@@ -82,10 +83,15 @@ def test_the_static_set_comes_from_the_clean_model_and_stays_inside_eps(seeds, m
 
 
 def test_a_run_has_one_kind_of_attack_training_at_most(seeds):
-    for fields in ({"static_eps": 0.1, "online_eps": 0.1}, {"static_eps": 0.0}, {"online_eps": 1.5}):
-        with pytest.raises(ValueError, match="one of them at most"):
+    fgsm = Adversary(eps=0.1, step=0.1)
+    for fields, message in (
+        ({"static_eps": 0.1, "adversary": fgsm}, "not both"),
+        ({"static_eps": 0.0}, "static_eps must lie"),
+        ({"mixbn": True}, "mixbn needs an adversary"),
+    ):
+        with pytest.raises(ValueError, match=message):
             replace(seeds[0], **fields)
-    assert replace(seeds[0], online_eps=0.1).clean == seeds[0]
+    assert replace(seeds[0], adversary=fgsm, mixbn=True).clean == seeds[0]
 
 
 def test_repeats_share_a_split_and_nothing_else(seeds):
