@@ -1,4 +1,4 @@
-"""Hybrid perturbations T_s(A_ε(x)) of equation 1: who makes them in training, and the environments H0…H6 of figure 3."""
+"""Hybrid perturbations T_s(A_ε(x)) of equation 1, who makes them in training, and the environments H0…H6."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
