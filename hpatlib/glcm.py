@@ -14,6 +14,7 @@ angle θ mean the offset (d · sin θ rows down, d · cos θ columns to the righ
 the pixel *below*. Pairs that leave the image, or the window, do not count.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -240,11 +241,16 @@ def _count(window: int, offset: Offset) -> int:
 
 def _pairs(x: Tensor, offset: Offset) -> tuple[Tensor, Tensor]:
     """First and second pixels of all pairs in ``x [H, W, …]``, two views ``[H − |down|, W − |right|, …]``."""
-    first, second = [], []
-    for side, step in zip(x.shape, offset, strict=False):
-        first.append(slice(max(0, -step), max(0, side - max(0, step))))
-        second.append(slice(max(0, step), max(0, side - max(0, -step))))
-    return x[tuple(first)], x[tuple(second)]
+    first, second = _slices(x.shape[0], x.shape[1], offset)
+    return x[first], x[second]
+
+
+@functools.lru_cache(maxsize=1 << 16)  # a window has thousands of these, each asked for again and again
+def _slices(height: int, width: int, offset: Offset) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    sides = tuple(zip((height, width), offset, strict=True))
+    first = (slice(max(0, -step), max(0, side - max(0, step))) for side, step in sides)
+    second = (slice(max(0, step), max(0, side - max(0, -step))) for side, step in sides)
+    return tuple(first), tuple(second)  # type: ignore[return-value]
 
 
 def _shares(grey: Tensor, levels: int, soft: bool) -> Iterator[tuple[Tensor, Tensor]]:
