@@ -3,10 +3,10 @@
 A co-occurrence matrix P counts, for one offset, how often grey level i has grey level j beside it. Hard counts have no
 gradient, so nothing can be learned through them (D4). But the features are means over pixel *pairs* and need no matrix:
 
-- contrast (i − j)², dissimilarity |i − j| and homogeneity 1 / (1 + |i − j|): means over the pairs of a window;
+- contrast ``(i − j)²``, dissimilarity ``|i − j|`` and homogeneity ``1 / (1 + |i − j|)``: means over a window's pairs;
 - correlation: Pearson's, between first and second pixels;
-- ASM, Σ P²: the share of pairs of pairs that are alike, the mean of tri(i − i′) · tri(j − j′), where
-  tri(u) = max(0, 1 − |u|) joins "alike" (0) and "not alike" (≥ 1 level) by a straight line.
+- ASM, Σ P²: the share of pairs of pairs that are alike, the mean of ``tri(i − i′) · tri(j − j′)``, where
+  ``tri(u) = max(0, 1 − |u|)`` joins "alike" (no difference) and "not alike" (≥ 1 level) by a straight line.
 
 On whole grey levels all five equal scikit-image's at 256 levels, and between them they have slopes. Images are
 ``[B, 1, H, W]`` floats in ``[0, 1]``, read as grey levels 0…255; angles are radians. As in scikit-image, distance d and
@@ -14,7 +14,6 @@ angle θ mean the offset (d · sin θ rows down, d · cos θ columns to the righ
 the pixel *below*. Pairs that leave the image, or the window, do not count.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -42,13 +41,15 @@ def glcm(
 
     ``P[b]`` is laid out as by ``skimage.feature.graycomatrix(symmetric=False, normed=False)``; axis 1 is the pixel,
     axis 2 the one at the offset. ``images [B, 1, H, W]`` become levels (levels − 1) · x: rounded to the nearest (hard
-    counts, no gradient), or with ``soft`` shared between the two nearest by tri(u) = max(0, 1 − |u|), differentiable.
-    Both agree wherever the levels are whole. Raises ``ValueError`` for other images, fewer than 2 levels, or distances
-    below 1.
+    counts, no gradient), or with ``soft`` shared between the two nearest by ``tri(u) = max(0, 1 − |u|)``,
+    differentiable. Both agree wherever the levels are whole. Raises ``ValueError`` for other images, fewer than 2
+    levels, no distance or angle, or distances below 1.
     """
     grey = _grey(images)
     if not isinstance(levels, int) or levels < 2:
         raise ValueError(f"levels must be a whole number of at least 2, found {levels!r}")
+    if len(distances) == 0 or len(angles) == 0:
+        raise ValueError(f"glcm needs at least one distance and angle, found {list(distances)} and {list(angles)}")
     grey = (levels - 1) * grey.permute(1, 2, 0)  # [H, W, B]
     batch = len(images)
     which = torch.arange(batch, device=images.device) * levels**2
@@ -83,12 +84,13 @@ def texture_features(
     Each ``window`` × ``window`` area is an image of its own, as if cut out first. ``stride`` pixels lie between
     windows; by default they tile: 11 × 11 windows of 20 px at 224 px, where the last 4 rows and columns belong to none
     (D5); a smaller stride slides and covers more. ``features``: which, in what order; all but ``asm`` are nearly free.
-    ``homogeneity``: ``"absolute"`` is the slides' 1 / (1 + |i − j|), ``"squared"`` scikit-image's 1 / (1 + (i − j)²).
+    ``homogeneity``: ``"absolute"`` is the slides' ``1 / (1 + |i − j|)``, ``"squared"`` scikit-image's
+    ``1 / (1 + (i − j)²)``.
 
     Values are in grey levels 0…255. Turned by 180°, P is transposed and no feature changes (D6), so opposite angles are
     computed once. Correlation is 1, with zero gradient, where either half of the pairs is flat: its variance below
-    1 / (4 · pairs), less than half of what a single pixel that is one grey level off would make. An 8-bit image sits on
-    the kinks of tri and |·|, where the gradient is taken as 0. Half precision is computed in float32.
+    1 / (4 · pairs), at most half of what a single pixel that is one grey level off would make. An 8-bit image sits on
+    the kinks of tri and ``|·|``, where the gradient is taken as 0. Half precision is computed in float32.
 
     Raises ``ValueError`` for images that are not ``[B, 1, H, W]`` in [0, 1], unknown features, windows that do not fit
     the image, or offsets that do not fit the window.
@@ -214,7 +216,7 @@ def _asm_slope(windows: Tensor, offsets: list[Offset], slope: Tensor) -> Tensor:
 
 
 def _alike(u: Tensor) -> Tensor:
-    """tri(u) = max(0, 1 − |u|)."""
+    """``tri(u) = max(0, 1 − |u|)``."""
     return (1 - u.abs()).relu_()
 
 
@@ -241,16 +243,11 @@ def _count(window: int, offset: Offset) -> int:
 
 def _pairs(x: Tensor, offset: Offset) -> tuple[Tensor, Tensor]:
     """First and second pixels of all pairs in ``x [H, W, …]``, two views ``[H − |down|, W − |right|, …]``."""
-    first, second = _slices(x.shape[0], x.shape[1], offset)
-    return x[first], x[second]
-
-
-@functools.lru_cache(maxsize=1 << 16)  # a window has thousands of these, each asked for again and again
-def _slices(height: int, width: int, offset: Offset) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    sides = tuple(zip((height, width), offset, strict=True))
-    first = (slice(max(0, -step), max(0, side - max(0, step))) for side, step in sides)
-    second = (slice(max(0, step), max(0, side - max(0, -step))) for side, step in sides)
-    return tuple(first), tuple(second)  # type: ignore[return-value]
+    first, second = [], []
+    for side, step in zip(x.shape, offset, strict=False):
+        first.append(slice(max(0, -step), max(0, side - max(0, step))))
+        second.append(slice(max(0, step), max(0, side - max(0, -step))))
+    return x[tuple(first)], x[tuple(second)]
 
 
 def _shares(grey: Tensor, levels: int, soft: bool) -> Iterator[tuple[Tensor, Tensor]]:

@@ -253,8 +253,8 @@ def test_bad_input_is_named(small):
         objective(small, images, labels, alpha=0.5, target="CT")
     with pytest.raises(ValueError, match=r"form .* found 'sum'"):
         GLCMLoss(form="sum")
-    with pytest.raises(ValueError, match="none for 'contrast'"):
-        GLCMLoss(features=("asm", "contrast"), ranges={"asm": 1.0})
+    with pytest.raises(ValueError, match=r"found .'energy'"):
+        GLCMLoss(features=("energy",))(images.repeat(1, 3, 1, 1), images)
     with pytest.raises(ValueError, match="differ in batch or size"):
         SMALL(images[:2].repeat(1, 3, 1, 1), images)
     for bad in ({"outputs": 0}, {"outputs": 3, "strength": 1.0}, {"outputs": 3, "width": 0}):

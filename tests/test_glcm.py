@@ -268,3 +268,8 @@ def test_bad_input_is_named(change, message):
 def test_bad_levels_are_named(levels):
     with pytest.raises(ValueError, match=f"levels .* found {levels}"):
         glcm(torch.rand(1, 1, 8, 8), [1], [0], levels)
+
+
+def test_no_offset_is_named():
+    with pytest.raises(ValueError, match=r"found \[1\] and \[\]"):
+        glcm(torch.rand(1, 1, 8, 8), [1], [], 8)
