@@ -1,0 +1,309 @@
+"""Grey-level co-occurrence matrices and the five texture features of the domain-assimilation slides, differentiable.
+
+A co-occurrence matrix P counts, for one offset, how often grey level i has grey level j beside it. Hard counts have no
+gradient, so nothing can be learned through them (D4). But the features are means over pixel *pairs* and need no matrix:
+
+- contrast ``(i − j)²``, dissimilarity ``|i − j|`` and homogeneity ``1 / (1 + |i − j|)``: means over a window's pairs;
+- correlation: Pearson's, between first and second pixels;
+- ASM, Σ P²: the share of pairs of pairs that are alike, the mean of ``tri(i − i′) · tri(j − j′)``, where
+  ``tri(u) = max(0, 1 − |u|)`` joins "alike" (no difference) and "not alike" (≥ 1 level) by a straight line.
+
+On whole grey levels all five equal scikit-image's at 256 levels, and between them they have slopes. Images are
+``[B, 1, H, W]`` floats in ``[0, 1]``, read as grey levels 0…255; angles are radians. As in scikit-image, distance d and
+angle θ mean the offset (d · sin θ rows down, d · cos θ columns to the right), rounded half away from zero, so π/2 is
+the pixel *below*. Pairs that leave the image, or the window, do not count.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from hpatlib._model import check_images
+
+FEATURES = ("asm", "contrast", "homogeneity", "correlation", "dissimilarity")  # in the slides' order
+GREY_LEVELS = 256
+
+Offset = tuple[int, int]  # rows down, columns to the right
+
+WINDOWS_AT_ONCE = 8192  # pair features: 20 × 20 pixels, 4 offsets and their gradients then stay below 500 MB
+ASM_AT_ONCE = {"cpu": 1024, "cuda": 32768}  # large enough to outweigh starting an operation, small enough for caches
+
+
+def glcm(
+    images: Tensor, distances: Sequence[float], angles: Sequence[float], levels: int, *, soft: bool = False
+) -> Tensor:
+    """Co-occurrence matrices of whole images: counts ``P [B, levels, levels, distances, angles]``, not normalised.
+
+    ``P[b]`` is laid out as by ``skimage.feature.graycomatrix(symmetric=False, normed=False)``; axis 1 is the pixel,
+    axis 2 the one at the offset. ``images [B, 1, H, W]`` become levels (levels − 1) · x: rounded to the nearest (hard
+    counts, no gradient), or with ``soft`` shared between the two nearest by ``tri(u) = max(0, 1 − |u|)``,
+    differentiable. Both agree wherever the levels are whole. Raises ``ValueError`` for other images, fewer than 2
+    levels, no distance or angle, or distances below 1.
+    """
+    grey = _grey(images)
+    if not isinstance(levels, int) or levels < 2:
+        raise ValueError(f"levels must be a whole number of at least 2, found {levels!r}")
+    if len(distances) == 0 or len(angles) == 0:
+        raise ValueError(f"glcm needs at least one distance and angle, found {list(distances)} and {list(angles)}")
+    grey = (levels - 1) * grey.permute(1, 2, 0)  # [H, W, B]
+    batch = len(images)
+    which = torch.arange(batch, device=images.device) * levels**2
+    by_distance = []
+    for distance in distances:
+        by_angle = []
+        for angle in angles:
+            first, second = _pairs(grey, _offset(distance, angle))  # [h, w, B] each
+            counts = grey.new_zeros(batch * levels**2)
+            for i, weight_i in _shares(first, levels, soft):
+                for j, weight_j in _shares(second, levels, soft):
+                    cells = (which + i * levels + j).flatten()
+                    counts = counts.index_add(0, cells, (weight_i * weight_j).flatten())
+            by_angle.append(counts.view(batch, levels, levels))
+        by_distance.append(torch.stack(by_angle, dim=-1))
+    return torch.stack(by_distance, dim=-2)
+
+
+def texture_features(
+    images: Tensor,
+    *,
+    distance: float = 3,
+    angles: int | Sequence[float] = 8,
+    window: int = 20,
+    stride: int | None = None,
+    features: Sequence[str] = FEATURES,
+    homogeneity: Literal["absolute", "squared"] = "absolute",
+) -> dict[str, Tensor]:
+    """The slides' second-order texture features of every window: ``{name: [B, angles, rows, columns]}``.
+
+    ``images [B, 1, H, W]``; ``angles``: radians, or how many to spread evenly over the circle (8: 0°, 45° … 315°).
+    Each ``window`` × ``window`` area is an image of its own, as if cut out first. ``stride`` pixels lie between
+    windows; by default they tile: 11 × 11 windows of 20 px at 224 px, where the last 4 rows and columns belong to none
+    (D5); a smaller stride slides and covers more. ``features``: which, in what order; all but ``asm`` are nearly free.
+    ``homogeneity``: ``"absolute"`` is the slides' ``1 / (1 + |i − j|)``, ``"squared"`` scikit-image's
+    ``1 / (1 + (i − j)²)``.
+
+    Values are in grey levels 0…255. Turned by 180°, P is transposed and no feature changes (D6), so opposite angles are
+    computed once. Correlation is 1, with zero gradient, where either half of the pairs is flat: its variance below
+    1 / (4 · pairs), at most half of what a single pixel that is one grey level off would make. An 8-bit image sits on
+    the kinks of tri and ``|·|``, where the gradient is taken as 0. Half precision is computed in float32.
+
+    Raises ``ValueError`` for images that are not ``[B, 1, H, W]`` in [0, 1], unknown features, windows that do not fit
+    the image, or offsets that do not fit the window.
+    """
+    grey = (GREY_LEVELS - 1) * _grey(images)  # [B, H, W]
+    stride = window if stride is None else stride
+    offsets = _offsets(distance, angles)
+    _check_windows(images, window, stride, offsets)
+    unknown = [name for name in features if name not in FEATURES]
+    if unknown or not features:
+        raise ValueError(f"features must be some of {', '.join(FEATURES)}, found {list(features)}")
+    if homogeneity not in ("absolute", "squared"):
+        raise ValueError(f'homogeneity must be "absolute" or "squared", found {homogeneity!r}')
+
+    distinct = list(dict.fromkeys(max(offset, _opposite(offset)) for offset in offsets))
+    repeat = [distinct.index(max(offset, _opposite(offset))) for offset in offsets]
+    cut = grey.unfold(1, window, stride).unfold(2, window, stride)  # [B, rows, columns, window, window], a view
+    places = cut.shape[:3]
+    # Windows last: then every step below runs along contiguous memory, whatever part of the window it takes.
+    windows = cut.permute(3, 4, 0, 1, 2).reshape(window, window, -1)  # [window, window, M]
+
+    found: dict[str, Tensor] = {}
+    if "asm" in features:
+        found["asm"] = _ASM.apply(windows, distinct)  # [offsets, M]
+    if pair_features := [name for name in FEATURES if name in features and name != "asm"]:
+        chunks = windows.split(WINDOWS_AT_ONCE, dim=-1)
+        several = len(chunks) > 1 and torch.is_grad_enabled() and windows.requires_grad
+        # Sliding by a pixel makes so many windows that their intermediate results are better computed twice than kept.
+        run: Callable[..., Any] = _keep_nothing if several else _pair_features
+        parts = [run(chunk, distinct, pair_features, homogeneity) for chunk in chunks]
+        found |= dict(zip(pair_features, map(torch.cat, zip(*parts, strict=True), [-1] * len(FEATURES)), strict=False))
+    return {name: found[name][repeat].unflatten(1, places).transpose(0, 1) for name in features}
+
+
+def _keep_nothing(*arguments: Any) -> list[Tensor]:
+    return checkpoint(_pair_features, *arguments, use_reentrant=False)
+
+
+def _pair_features(windows: Tensor, offsets: list[Offset], features: list[str], homogeneity: str) -> list[Tensor]:
+    """Means over pairs: one ``[offsets, M]`` for each of ``features``, from ``windows [window, window, M]``."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in features}
+    for offset in offsets:
+        first, second = _pairs(windows, offset)  # [h, w, M] each
+        difference = first - second
+        size = difference.abs()
+        for name, values in rows.items():
+            if name == "contrast":
+                values.append(difference.square().mean(dim=(0, 1)))
+            elif name == "dissimilarity":
+                values.append(size.mean(dim=(0, 1)))
+            elif name == "homogeneity":
+                distance = size if homogeneity == "absolute" else difference.square()
+                values.append((1 + distance).reciprocal().mean(dim=(0, 1)))
+            else:
+                values.append(_correlation(first, second))
+    return [torch.stack(values) for values in rows.values()]
+
+
+def _correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's correlation ``[M]`` of ``first`` and ``second [h, w, M]``; 1 where either is flat."""
+    # Centred before anything is squared: E[ij] − E[i]E[j] would cancel to nothing in float32 on a bright, even window.
+    first = first - first.mean(dim=(0, 1))
+    second = second - second.mean(dim=(0, 1))
+    covariance = (first * second).mean(dim=(0, 1))
+    variances = first.square().mean(dim=(0, 1)), second.square().mean(dim=(0, 1))
+    flat = torch.minimum(*variances) < 1 / (4 * first.shape[0] * first.shape[1])
+    # Two wheres: 0 · ∞ would be NaN in the gradient of the branch that is not taken.
+    product = torch.where(flat, 1.0, variances[0] * variances[1])
+    return torch.where(flat, 1.0, covariance * product.rsqrt())
+
+
+class _ASM(torch.autograd.Function):
+    """Angular second moment ``[offsets, M]`` of ``windows [window, window, M]``, for pairs at each of ``offsets``.
+
+    With t(p, q) = tri(x_p − x_q), N² · ASM = Σ over pixels p, q of t(p, q) · t(p + o, q + o). Sorted by k = q − p, that
+    is the product of the map t_k(p) = t(p, p + k) with itself moved by o: all offsets share one map, k and −k give the
+    same, and k = 0 gives N. The gradient is written out because autograd would keep every map: 115 600 numbers a
+    window.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, windows: Tensor, offsets: list[Offset]) -> Tensor:
+        ctx.save_for_backward(windows)
+        ctx.offsets = offsets
+        return torch.cat([_asm(chunk, offsets) for chunk in _chunks(windows)], dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        (windows,) = ctx.saved_tensors
+        chunks = zip(_chunks(windows), slope.split(_asm_at_once(windows), dim=-1), strict=True)
+        return torch.cat([_asm_slope(chunk, ctx.offsets, part) for chunk, part in chunks], dim=-1), None
+
+
+def _asm(windows: Tensor, offsets: list[Offset]) -> Tensor:
+    sums = [torch.zeros_like(windows) for _ in offsets]  # of products, still spread over pixels
+    for k in _half_plane(len(windows)):
+        t = _alike(torch.sub(*_pairs(windows, k)))
+        for total, offset in zip(sums, offsets, strict=True):
+            here, there = _pairs(t, offset)
+            total[: here.shape[0], : here.shape[1]].addcmul_(here, there)
+    pairs = [_count(len(windows), offset) for offset in offsets]
+    return torch.stack([(n + 2 * total.sum(dim=(0, 1))) / n**2 for n, total in zip(pairs, sums, strict=True)])
+
+
+def _asm_slope(windows: Tensor, offsets: list[Offset], slope: Tensor) -> Tensor:
+    """Gradient ``[window, window, M]`` of Σ slope · ASM, ``slope [offsets, M]``."""
+    gradient = torch.zeros_like(windows)
+    weights = [2 * row / _count(len(windows), offset) ** 2 for row, offset in zip(slope, offsets, strict=True)]
+    for k in _half_plane(len(windows)):
+        u = torch.sub(*_pairs(windows, k))
+        t = _alike(u)
+        t_slope = torch.zeros_like(t)
+        for weight, offset in zip(weights, offsets, strict=True):
+            (here, there), (to_here, to_there) = _pairs(t, offset), _pairs(t_slope, offset)
+            to_here.addcmul_(there, weight)
+            to_there.addcmul_(here, weight)
+        u_slope = t_slope.mul_(u.sign_()).mul_(t.sign_())  # −tri′(u) = sign(u) where tri(u) > 0
+        to_first, to_second = _pairs(gradient, k)
+        to_first.sub_(u_slope)
+        to_second.add_(u_slope)
+    return gradient
+
+
+def _alike(u: Tensor) -> Tensor:
+    """``tri(u) = max(0, 1 − |u|)``."""
+    return (1 - u.abs()).relu_()
+
+
+def _half_plane(window: int) -> Iterator[Offset]:
+    """Every offset inside a window, of each two opposite ones one."""
+    for down in range(window):
+        for right in range(1 - window, window):
+            if (down, right) > (0, 0):
+                yield down, right
+
+
+def _chunks(windows: Tensor) -> Iterator[Tensor]:
+    return (chunk.contiguous() for chunk in windows.split(_asm_at_once(windows), dim=-1))
+
+
+def _asm_at_once(windows: Tensor) -> int:
+    return ASM_AT_ONCE.get(windows.device.type, ASM_AT_ONCE["cuda"])
+
+
+def _count(window: int, offset: Offset) -> int:
+    """How many pairs a window holds."""
+    return (window - abs(offset[0])) * (window - abs(offset[1]))
+
+
+def _pairs(x: Tensor, offset: Offset) -> tuple[Tensor, Tensor]:
+    """First and second pixels of all pairs in ``x [H, W, …]``, two views ``[H − |down|, W − |right|, …]``."""
+    first, second = [], []
+    for side, step in zip(x.shape, offset, strict=False):
+        first.append(slice(max(0, -step), max(0, side - max(0, step))))
+        second.append(slice(max(0, step), max(0, side - max(0, -step))))
+    return x[tuple(first)], x[tuple(second)]
+
+
+def _shares(grey: Tensor, levels: int, soft: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """The levels a pixel counts for, longs, and with what weight."""
+    if not soft:
+        yield grey.detach().round().long().clamp_(0, levels - 1), torch.ones_like(grey)
+        return
+    lower = grey.detach().floor().long().clamp_(0, levels - 2)
+    upper = (grey - lower).clamp(0, 1)  # images may leave [0, 1] by a rounding error
+    yield lower, 1 - upper
+    yield lower + 1, upper
+
+
+def _grey(images: Tensor) -> Tensor:
+    """``images [B, 1, H, W]``, checked, as ``[B, H, W]`` in at least single precision."""
+    check_images(images)
+    if images.shape[1] != 1:
+        raise ValueError(
+            f"textures are those of grey images [B, 1, H, W], found {list(images.shape)}: convert colour images first "
+            "(hpatlib.assimilation.grayscale)"
+        )
+    return images[:, 0].to(torch.promote_types(images.dtype, torch.float32))
+
+
+def _offset(distance: float, angle: float) -> Offset:
+    if not 1 <= distance < math.inf or not math.isfinite(angle):
+        raise ValueError(f"distances must be at least 1 pixel and angles finite radians, found {distance!r}, {angle!r}")
+    return _round(math.sin(angle) * distance), _round(math.cos(angle) * distance)
+
+
+def _round(value: float) -> int:
+    """The nearest whole number, halves away from zero, as C does; Python's round() takes them to the even one."""
+    return int(math.copysign(math.floor(abs(value) + 0.5), value))
+
+
+def _offsets(distance: float, angles: int | Sequence[float]) -> list[Offset]:
+    if isinstance(angles, int):
+        if angles < 1:
+            raise ValueError(f"angles must be radians, or how many (at least 1), found {angles!r}")
+        angles = [2 * math.pi * n / angles for n in range(angles)]
+    if len(angles) == 0:
+        raise ValueError("angles must name at least one angle, found none")
+    return [_offset(distance, angle) for angle in angles]
+
+
+def _opposite(offset: Offset) -> Offset:
+    return -offset[0], -offset[1]
+
+
+def _check_windows(images: Tensor, window: int, stride: int, offsets: list[Offset]) -> None:
+    height, width = images.shape[-2:]
+    if not isinstance(window, int) or not 2 <= window <= min(height, width):
+        raise ValueError(
+            f"window must be whole pixels, from 2 to the shorter side of {height} × {width} images, found {window!r}"
+        )
+    if not isinstance(stride, int) or stride < 1:
+        raise ValueError(f"stride must be a whole number of at least 1 pixel, found {stride!r}")
+    if far := [offset for offset in offsets if max(map(abs, offset)) >= window]:
+        raise ValueError(f"offsets must stay inside a window of {window} px, found {far[0]} (rows, columns)")
