@@ -15,6 +15,7 @@ from tqdm import tqdm
 from hpatlib import attacks
 from hpatlib._model import held_still
 from hpatlib.data import ImageSet
+from hpatlib.hybrid import Environment, perturb
 from hpatlib.spatial import Box, grid_search, random_search
 from hpatlib.stbo import stbo
 from hpatlib.training import Examples, attacked
@@ -206,6 +207,49 @@ def formula_sizes(
             for measure, values in found.items():
                 measured.setdefault((name, measure), []).append(values)
     return {key: torch.cat(parts).double().cpu().numpy() for key, parts in measured.items()}
+
+
+def environments(
+    model: nn.Module,
+    data: ImageSet,
+    places: Sequence[Environment],
+    *,
+    readings: Sequence[str] = ("fixed", "searched"),
+    searches: int = 100,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> dict[tuple[str, str], Tensor]:
+    """The model's answers ``[N, classes]`` on the CPU in each environment, by its name and reading (H25).
+
+    ``"fixed"`` takes the environment's transform, ``"searched"`` the worst one that STBO finds in its box with
+    ``searches`` queries an image; both after PGD at its ε. Where there is nothing to turn or shift, both are PGD alone.
+    A pixel attack is made once for all environments and readings that share it.
+    """
+    if unknown := set(readings) - {"fixed", "searched"}:
+        raise ValueError(f"unknown reading {unknown.pop()!r}: choose fixed or searched")
+    device = next(model.parameters()).device
+    answers: dict[tuple[str, str], list[Tensor]] = {(p.name, r): [] for p in places for r in readings}
+    with tqdm(total=len(data) * len(answers), desc="environments", unit="image", leave=False) as bar:
+        for number, (images, labels) in enumerate(data.batches(batch_size, device=device)):
+            attacked_images: dict[tuple, Tensor] = {}
+
+            def draws(number: int = number) -> torch.Generator:
+                # Anew for each attack: an environment's result must not hang on which others are asked for.
+                return torch.Generator().manual_seed(1_000_003 * seed + number)
+
+            for place in places:
+                asked = (place.eps, place.step, place.iterations)
+                if asked not in attacked_images:
+                    pixel = partial(place.pixel, generator=draws()) if place.pixel else None
+                    attacked_images[asked] = perturb(model, images, labels, pixel=pixel)
+                for reading in readings:
+                    spatial = place.fixed
+                    if reading == "searched" and spatial is not None:
+                        spatial = partial(stbo, box=place.box, evaluations=searches, generator=draws())
+                    shown = perturb(model, attacked_images[asked], labels, spatial=spatial)
+                    answers[place.name, reading].append(logits(model, shown).cpu())
+                    bar.update(len(images))
+    return {key: torch.cat(parts) for key, parts in answers.items()}
 
 
 def sample(data: ImageSet, count: int) -> ImageSet:

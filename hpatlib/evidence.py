@@ -92,6 +92,17 @@ def published(document: str) -> dict[str, dict]:
     return documents[document]["values"]
 
 
+def published_table(document: str, name: str) -> pd.DataFrame:
+    """A table as ``document`` prints it, ``published_table("hpat", "table1")``: rows by our names, columns its metrics.
+
+    In [0, 1], where the document has percent. Raises ``ValueError`` for a table that is not there.
+    """
+    tables = _published().get(document, {}).get("tables", {})
+    if name not in tables:
+        raise ValueError(f"no table {name!r} of {document!r}: choose one of {', '.join(tables) or 'none'}")
+    return pd.DataFrame.from_dict(tables[name]["rows"], orient="index", columns=tables[name]["metrics"]) / 100
+
+
 def _published() -> dict[str, dict]:
     return {
         path.stem: tomllib.loads(path.read_text("utf-8")) for path in sorted((PACKAGE / "published").glob("*.toml"))

@@ -1,7 +1,7 @@
 """Hybrid perturbations T_s(A_ε(x)) of equation 1, who makes them in training, and the environments H0…H6."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -115,8 +115,8 @@ class Environment:
 
     @property
     def fixed(self) -> SpatialAttack | None:
-        """The fixed transform ``s``, or None in H0. A search is ``partial(stbo, box=environment.box)``."""
-        return partial(fixed, s=self.s) if self.box.rotation > 0 else None
+        """The fixed transform ``s``, or None where that moves nothing; a search is ``partial(stbo, box=place.box)``."""
+        return partial(fixed, s=self.s) if any(self.s) else None
 
 
 def environment(k: int, *, size: int = REFERENCE_SIZE) -> Environment:
@@ -136,6 +136,12 @@ def environment(k: int, *, size: int = REFERENCE_SIZE) -> Environment:
         s=(pixels, pixels, 30.0 * k),
         box=Box(translation=pixels, rotation=30.0 * k),
     )
+
+
+def pixel_and_rotation(k: int, rotation: float) -> Environment:
+    """A cell of figure 5: ε = k/255 with k steps of 1/255, and ``rotation`` degrees (or up to so many), no shift."""
+    still = environment(k)
+    return replace(still, name=f"{k}/255, {rotation:g}°", s=(0.0, 0.0, float(rotation)), box=Box(0, rotation))
 
 
 def random_noise(

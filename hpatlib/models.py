@@ -20,7 +20,7 @@ BACKBONES = (
     "efficientnet_b3",
     "tf_efficientnet_lite0",
 )
-MODELS = ("simple_cnn", *BACKBONES)
+MODELS = ("simple_cnn", "simple_cnn_bn", *BACKBONES)
 
 
 class Normalized(nn.Module):
@@ -43,13 +43,14 @@ class SimpleCNN(nn.Sequential):
     """The ultrasound report's simple CNN: three convolutions, each with ReLU and max-pooling, then a connected head.
 
     The report gives no widths; these are 16, 32, 64 and 64. Takes any image size of at least 32 px: the last feature
-    map is pooled to 4×4.
+    map is pooled to 4×4. ``norm`` puts a batch norm behind each convolution: the smallest network that MixBN fits.
     """
 
-    def __init__(self, classes: int, in_channels: int = 3) -> None:
+    def __init__(self, classes: int, in_channels: int = 3, *, norm: bool = False) -> None:
         layers: list[nn.Module] = []
         for inputs, outputs in ((in_channels, 16), (16, 32), (32, 64)):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), *([nn.BatchNorm2d(outputs)] if norm else [])]
+            layers += [nn.ReLU(), nn.MaxPool2d(2)]
         head = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, 64), nn.ReLU(), nn.Linear(64, classes)]
         super().__init__(*layers, *head)
 
@@ -67,10 +68,11 @@ def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path 
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     if classes < 2 or in_channels < 1:
         raise ValueError(f"a classifier needs ≥ 2 classes and ≥ 1 channel, found {classes} and {in_channels}")
-    if name == "simple_cnn":
+    if name not in BACKBONES:
         if weights != "scratch":
-            raise ValueError(f'simple_cnn has no pretrained weights: pass weights="scratch", found {str(weights)!r}')
-        return Normalized(SimpleCNN(classes, in_channels), (0.5,) * in_channels, (0.5,) * in_channels)
+            raise ValueError(f'{name} has no pretrained weights: pass weights="scratch", found {str(weights)!r}')
+        network = SimpleCNN(classes, in_channels, norm=name == "simple_cnn_bn")
+        return Normalized(network, (0.5,) * in_channels, (0.5,) * in_channels)
 
     import timm  # seconds to import, and only backbones need it
 

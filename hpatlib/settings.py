@@ -6,19 +6,23 @@ A chapter has three parameters, ``profile``, ``data`` and ``seed``; everything e
 import time
 from dataclasses import dataclass, field, replace
 
+from hpatlib.hybrid import Adversary, environment
 from hpatlib.runs import Run
 from hpatlib.training import Recipe
-
-TRANSLATION_AT_300 = 12.0  # the leukemia paper's largest shift, in pixels of its 300 px images
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One size of running the book. ``size``: image side in pixels; ``count``: at most so many images (None: all real
-    ones, or 512 phantoms); ``shown``: how many test images a search or an attack is measured on.
+    """One size of running the book.
 
-    The ultrasound report's: ``seeds``: how many trainings of the simple CNN; ``large``: its other networks with their
-    weights, ``large_seeds`` trainings of each; ``ladder``: the ε of the sweep."""
+    ``size``: image side in pixels; ``count``: at most so many images (None: all real ones, or 512 phantoms);
+    ``shown``: how many test images a search or an attack is measured on; ``seeds``: how many trainings of the
+    document's main network; ``large``: its other networks with their weights, ``large_seeds`` trainings of each.
+
+    The leukemia paper's: ``splits``; ``train_searches`` and ``searches``: queries an image of STBO when training and
+    when measuring, ``large_searches`` of the large networks; ``grid_step``: of figure 5's grid. The ultrasound
+    report's: ``ladder``: the ε of the sweep.
+    """
 
     data: str  # "phantom" or "real" where a chapter is not told otherwise
     size: int
@@ -31,19 +35,83 @@ class Profile:
     large: tuple[tuple[str, str], ...] = ()
     large_seeds: int = 1
     ladder: tuple[float, ...] = ()
+    splits: tuple[str, ...] = ("patient",)
+    train_searches: int = 0
+    searches: int = 0
+    large_searches: int = 0
+    grid_step: int = 1
 
 
-PROFILES = {
-    "smoke": Profile("phantom", 32, 512, "simple_cnn", "scratch", Recipe(epochs=12, batch_size=32, decay_every=9), 48),
-    "laptop": Profile("phantom", 64, None, "tf_efficientnet_lite0", "imagenet", Recipe(6, 32, decay_every=4), 96),
-    "study": Profile("real", 128, None, "efficientnet_b3", "imagenet", Recipe(epochs=20, batch_size=32), 256),
-    "paper": Profile("real", 300, None, "efficientnet_b3", "imagenet", Recipe(), 1024),
-}
-
-# Epochs and batch size are the ultrasound report's; it states no learning rate, no image size and no weights (C5).
-REPORT = Recipe(epochs=10, batch_size=32, lr=1e-3, decay=1.0)
+# The networks of the leukemia paper's table 1, in its order; its best one is the backbone of everything else.
+TABLE1 = ("densenet201", "resnet50", "vgg16", "seresnext50_32x4d", "efficientnet_b3")
 SCRATCH, PRETRAINED = ("resnet50", "scratch"), ("resnet50", "imagenet")
 LITE = ("tf_efficientnet_lite0", "imagenet")  # the pretrained reading where no hub answers
+PROFILES = {
+    "smoke": Profile(
+        "phantom",
+        32,
+        512,
+        "simple_cnn_bn",
+        "scratch",
+        Recipe(epochs=8, batch_size=32, decay_every=6),
+        48,
+        seeds=2,
+        large=(("simple_cnn", "scratch"), ("simple_cnn_bn", "scratch")),
+        large_seeds=2,
+        train_searches=6,
+        searches=10,
+        large_searches=10,
+        grid_step=3,
+    ),
+    "laptop": Profile(
+        "phantom",
+        64,
+        None,
+        *LITE,
+        Recipe(epochs=4, batch_size=16, decay_every=3),
+        64,
+        seeds=3,
+        large=(*((name, "scratch") for name in TABLE1), LITE),
+        large_seeds=2,
+        splits=("patient", "image"),
+        train_searches=12,
+        searches=100,
+        large_searches=25,
+    ),
+    "study": Profile(
+        "real",
+        128,
+        None,
+        "efficientnet_b3",
+        "imagenet",
+        Recipe(epochs=10, batch_size=32, decay_every=5),
+        256,
+        seeds=3,
+        large=tuple((name, "imagenet") for name in TABLE1),
+        large_seeds=3,
+        train_searches=20,
+        searches=100,
+        large_searches=100,
+    ),
+    "paper": Profile(
+        "real",
+        300,
+        None,
+        "efficientnet_b3",
+        "imagenet",
+        Recipe(),
+        1024,
+        seeds=3,
+        large=tuple((name, "imagenet") for name in TABLE1),
+        large_seeds=3,
+        splits=("patient", "image"),
+        train_searches=100,
+        searches=100,
+        large_searches=100,
+    ),
+}
+# Epochs and batch size are the ultrasound report's; it states no learning rate, no image size and no weights (C5).
+REPORT = Recipe(epochs=10, batch_size=32, lr=1e-3, decay=1.0)
 REPORTED = (0.05, 0.2, 0.5)  # the report's ε
 LADDER = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 SIMPLE = ("simple_cnn", "scratch")
@@ -100,7 +168,7 @@ class Settings:
 
     @property
     def small(self) -> list[Run]:
-        """The ultrasound report's simple CNN: a run a seed, from ``seed`` on."""
+        """The document's main network: a run a seed, from ``seed`` on."""
         return [replace(self.run, seed=self.seed + k) for k in range(self.chosen.seeds)]
 
     @property
@@ -112,7 +180,27 @@ class Settings:
     @property
     def boxes(self) -> dict[str, tuple[float, float]]:
         """Figure 6's two search ranges: (translation px, rotation°) at this image size, by claim suffix."""
-        return {"30": (3.0, 30.0), "180": (TRANSLATION_AT_300 * self.size / 300, 180.0)}
+        worst = environment(6, size=self.size).box
+        return {"30": (3.0, 30.0), "180": (worst.translation, worst.rotation)}
+
+    @property
+    def adversaries(self) -> dict[str, Adversary | None]:
+        """The leukemia paper's five training strategies by name: who makes the second half of a batch.
+
+        ε = 6/255, PGD with six steps of 1/255 from 0.001 · N(0, 1); STBO in ±180° and ±12 px of 300, with the
+        profile's number of queries (the document's: 100).
+        """
+        worst = environment(6, size=self.size)
+        pixel = {"eps": worst.eps, "step": worst.step, "iterations": worst.iterations, "start": "gaussian"}
+        box = {"translation": worst.box.translation, "rotation": worst.box.rotation}
+        spatial = box | {"evaluations": self.chosen.train_searches}
+        return {
+            "Standard": None,
+            "Adv_FGSM": Adversary(eps=worst.eps, step=worst.eps),
+            "Adv_PGD": Adversary(**pixel),
+            "Adv_RT": Adversary(**spatial),
+            "Adv_h": Adversary(**pixel, **spatial),
+        }
 
 
 def ultrasound(profile: str, data: str | None, seed: int) -> Settings:
