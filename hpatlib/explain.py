@@ -74,14 +74,19 @@ def last_feature_map(model: nn.Module, images: Tensor) -> nn.Module:
     """The module that ends last among those with an output ``[B, K, h, w]`` larger than 1×1: Grad-CAM's usual layer.
 
     It depends on the size of ``images [B, C, H, W]``: the last stage of a ResNet is 1×1 at 32 px and tells no places
-    apart, so the stage before answers. Poolings to a fixed size are passed over.
+    apart, so the stage before answers. Poolings to a fixed size, and the inside of blocks that end at 1×1, are passed
+    over.
     """
-    found: list[nn.Module] = []
+    ended: list[nn.Module] = []
+    single: set[nn.Module] = set()
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
-        is_map = isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1
-        if is_map and not isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
-            found.append(module)
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            return
+        if output.shape[2] * output.shape[3] == 1:
+            single.add(module)
+        elif not isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+            ended.append(module)
 
     handles = [module.register_forward_hook(note) for module in model.modules()]
     try:
@@ -90,6 +95,10 @@ def last_feature_map(model: nn.Module, images: Tensor) -> nn.Module:
     finally:
         for handle in handles:
             handle.remove()
+    # A plain Sequential is a list of stages or layers; any other module that ends at 1×1 is one block of arithmetic.
+    blocks = [module for module in single if type(module) is not nn.Sequential]
+    inside = {part for block in blocks for part in block.modules()}
+    found = [module for module in ended if module not in inside]
     if not found:
         raise ValueError("the model has no feature map [B, K, h, w] larger than 1×1: pass layer=, or larger images")
     return found[-1]
@@ -109,7 +118,7 @@ def attention_area(maps: Tensor, *, share: float = 0.5) -> Tensor:
     held = values.cumsum(dim=1)
     enough = share * held[:, -1:] * (1 - 1e-12)  # a sum's last bits must not cost a pixel
     pixels = (held < enough).sum(dim=1) + 1
-    area = pixels / values.shape[1]
+    area = pixels.double() / values.shape[1]
     return torch.where(held[:, -1] > 0, area, area.new_full((), torch.nan))
 
 

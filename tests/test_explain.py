@@ -123,6 +123,9 @@ def test_the_layer_is_the_last_that_tells_places_apart():
     model = build("resnet18", 2, weights="scratch")
     assert last_feature_map(model, torch.rand(1, 3, 64, 64)) is model.backbone.layer4
     assert last_feature_map(model, torch.rand(1, 3, 32, 32)) is model.backbone.layer3
+    deep = build("tf_efficientnet_lite0", 2, weights="scratch").backbone
+    assert last_feature_map(deep, torch.rand(1, 3, 64, 64)) is deep.bn2
+    assert last_feature_map(deep, torch.rand(1, 3, 32, 32)) is deep.blocks[4]  # not a layer inside blocks[5]
     small = build("simple_cnn", 2, weights="scratch")
     assert last_feature_map(small, torch.rand(1, 3, 64, 64)) is small.backbone[8]  # the pooling to 4×4 is passed over
 
