@@ -43,7 +43,7 @@ def gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     check_images(images, labels)
     with torch.inference_mode(False), torch.enable_grad(), held_still(model):
         x = images.detach().clone().requires_grad_()
-        return torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)[0]
+        return torch.autograd.grad(F.cross_entropy(model(x), labels.clone(), reduction="sum"), x)[0]
 
 
 def bim(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step: float, iterations: int) -> Tensor:
@@ -82,6 +82,41 @@ def pgd(
     the interpretations page, H12. Returns the last iterate ``[B, C, H, W]``.
     """
     return _ascend(model, images, labels, eps=eps, step=step, iterations=iterations, start=start, generator=generator)
+
+
+def random_restarts(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step: float,
+    iterations: int,
+    restarts: int = 5,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """PGD from ``restarts`` starts, the worst end of each image on its own: ``[B, C, H, W]``.
+
+    The first start is the image itself (BIM), the others are uniform in the ball. Worst is misclassified before
+    correctly classified, then the higher cross-entropy: with three classes or more a higher loss can still be right.
+    Each image keeps its own worst end, not the batch its worst run, which would look more robust than it is.
+    """
+    if not isinstance(restarts, Integral) or restarts < 1:
+        raise ValueError(f"restarts must be a whole number of at least 1, found {restarts!r}")
+    whole = {"eps": eps, "step": step, "iterations": iterations}
+    worst, worst_loss, worst_wrong = None, None, None
+    for restart in range(restarts):
+        x = pgd(model, images, labels, **whole, start="uniform" if restart else None, generator=generator)
+        with torch.no_grad(), held_still(model):
+            logits = model(x)
+            loss, wrong = F.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=1) != labels  # [B]
+        if worst is None:
+            worst, worst_loss, worst_wrong = x, loss, wrong
+            continue
+        worse = (wrong & ~worst_wrong) | ((wrong == worst_wrong) & (loss > worst_loss))
+        worst = torch.where(worse.view(-1, 1, 1, 1), x, worst)
+        worst_loss, worst_wrong = torch.where(worse, loss, worst_loss), worst_wrong | wrong
+    return worst
 
 
 def _ascend(

@@ -1,0 +1,112 @@
+"""The Square attack (Andriushchenko et al. 2020) in the L∞ ball: random search that never asks for a gradient.
+
+It sees logits only, so it finds what a model hides by masking its gradients: where it beats PGD, PGD's numbers are not
+to be believed (``hpatlib.checks``). Images ``[B, C, H, W]`` in ``[0, 1]``, labels ``[B]``, ``eps`` a fraction of the
+full pixel range; outputs, checks and the promise to leave the model as found are those of ``hpatlib.attacks``.
+"""
+
+import math
+from numbers import Integral
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpatlib._model import check_images, check_logits, held_still
+
+# The side of the squares shrinks: their share of the image is halved at each of these iterations out of 10 000.
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+def square(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    queries: int = 1000,
+    loss: Literal["margin", "cross-entropy"] = "margin",
+    p: float = 0.8,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Set random squares of pixels to x ± ``eps``, one sign a channel, and keep what makes the model worse.
+
+    ``queries``: forward passes an image, the clean image and the first guess (stripes one pixel wide) included.
+    ``loss``: ``"margin"``, the label's logit less the best other one, which still tells images apart where the
+    cross-entropy is saturated; or ``"cross-entropy"``. ``p``: the first squares' share of the image; it shrinks on the
+    published schedule, rescaled to ``queries``. An image is left alone once its label no longer wins. ``generator``
+    decides all draws, of which each image has its own. Returns ``[B, C, H, W]``: misclassified, or else with a loss no
+    better than the clean image's; what is misclassified already comes back as it is. Raises ``ValueError`` for bad
+    inputs.
+    """
+    check_images(images, labels)
+    if not 0 <= eps <= 1:
+        raise ValueError(f"eps must lie in [0, 1], a fraction of the pixel range such as 6/255, found {eps!r}")
+    if not isinstance(queries, Integral) or queries < 2:
+        raise ValueError(f"queries must be a whole number of at least 2, found {queries!r}")
+    if loss not in ("margin", "cross-entropy"):
+        raise ValueError(f'loss must be "margin" or "cross-entropy", found {loss!r}')
+    if not 0 < p <= 1:
+        raise ValueError(f"p must lie in (0, 1], the first squares' share of the image, found {p!r}")
+    if eps == 0:
+        return images.detach().clone()
+
+    with torch.no_grad(), held_still(model):
+        images = images.detach()
+        check_logits(model(images[:1]), labels)
+        low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
+        count, channels, height, width = images.shape
+        clean, margin = _goal(model, images, labels, loss)
+        wrong = margin < 0
+        stripes = _signs((count, channels, 1, width), images, generator)
+        x = torch.where(wrong.view(-1, 1, 1, 1), images, torch.where(stripes > 0, high, low))
+        goal, margin = _goal(model, x, labels, loss)
+        rows = torch.arange(height, device=images.device).view(1, 1, -1, 1)
+        columns = torch.arange(width, device=images.device).view(1, 1, 1, -1)
+        for iteration in range(queries - 2):
+            side = _side(p, iteration / (queries - 2), height, width)
+            # Drawn for all images, so that what one gets does not depend on how long the others last.
+            top = _whole(count, height - side + 1, images, generator)
+            left = _whole(count, width - side + 1, images, generator)
+            signs = _signs((count, channels, 1, 1), images, generator)
+            active = (margin >= 0).nonzero().squeeze(1)  # [A]
+            if len(active) == 0:
+                break
+            down, right = rows - top[active].view(-1, 1, 1, 1), columns - left[active].view(-1, 1, 1, 1)
+            inside = (down >= 0) & (down < side) & (right >= 0) & (right < side)  # [A, 1, H, W]
+            tried = torch.where(inside, torch.where(signs[active] > 0, high[active], low[active]), x[active])
+            new_goal, new_margin = _goal(model, tried, labels[active], loss)
+            better = (new_goal < goal[active]) | (new_margin < 0)
+            x[active] = torch.where(better.view(-1, 1, 1, 1), tried, x[active])
+            goal[active] = torch.where(better, new_goal, goal[active])
+            margin[active] = torch.where(better, new_margin, margin[active])
+        # The stripes replace the clean image unasked, for squares work best from a corner of the ball.
+        return torch.where(((clean <= goal) & (margin >= 0)).view(-1, 1, 1, 1), images, x)
+
+
+def _goal(model: nn.Module, x: Tensor, labels: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+    """What is to be made small, and the margin (below 0: misclassified): ``[B]`` each."""
+    logits = model(x)
+    if not logits.isfinite().all():
+        raise ValueError("the model's logits are not finite: check its weights and its forward pass for NaN")
+    own = F.one_hot(labels, logits.shape[1]).bool()
+    margin = logits[own] - logits.masked_fill(own, -math.inf).amax(dim=1)
+    return (margin if loss == "margin" else -F.cross_entropy(logits, labels, reduction="none")), margin
+
+
+def _side(p: float, progress: float, height: int, width: int) -> int:
+    """The side of the square in pixels after ``progress`` in [0, 1) of all iterations."""
+    halvings = sum(progress * 10_000 > start for start in HALVINGS)
+    side = round(math.sqrt(p / 2**halvings * height * width))
+    return min(max(side, 1), height, width)
+
+
+def _whole(count: int, below: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else like.device
+    return torch.randint(below, (count,), generator=generator, device=device).to(like.device)
+
+
+def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else like.device
+    return torch.randint(2, shape, generator=generator, device=device).to(like.device) * 2 - 1
