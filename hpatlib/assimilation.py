@@ -155,31 +155,34 @@ class GLCMLoss:
         return (moved.amax(dim=1) if self.form == "max" else moved.mean(dim=1)).mean()
 
 
-def objective(
-    model: Assimilated,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    alpha: float,
-    texture: GLCMLoss | None = None,
-    target: Target = "C(T(x))",
-) -> Tensor:
-    """Equation 18: α · cross-entropy + (1 − α) · GLCM loss, a scalar.
+@dataclass(frozen=True)
+class Objective:
+    """Equation 18: α · cross-entropy + (1 − α) · GLCM loss, called as ``objective(model, images, labels)``.
 
-    ``images [B, 1, H, W]``, ``labels [B]``; ``texture``: the GLCM loss, ``GLCMLoss()`` if not given. ``target`` is the
-    picture whose texture is held: ``"C(T(x))"``, what the backbone sees, or ``"C(x)"`` as printed, which leaves T
-    unrestrained (D1). The slides give no value for ``alpha``, in [0, 1] (1: no texture loss, and none is computed).
+    Takes an ``Assimilated`` model, ``images [B, 1, H, W]`` and ``labels [B]``; returns the loss, a scalar, and the
+    logits ``[B, classes]``. ``target`` is the picture whose texture is held: ``"C(T(x))"``, what the backbone sees, or
+    ``"C(x)"`` as printed, which leaves T unrestrained (D1). The slides give no value for ``alpha``, in [0, 1] (1: no
+    texture loss, and none is computed). Raises ``ValueError`` for another α or target.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], found {alpha!r}")
-    if target not in ("C(T(x))", "C(x)"):
-        raise ValueError(f'target must be "C(T(x))" or "C(x)", found {target!r}')
-    picture = model.colour_image(images)
-    loss = alpha * F.cross_entropy(model.network(picture), labels)
-    if alpha == 1:
-        return loss
-    held = picture if target == "C(T(x))" else model.colour(images)
-    return loss + (1 - alpha) * (texture or GLCMLoss())(held, images)
+
+    alpha: float
+    texture: GLCMLoss = GLCMLoss()
+    target: Target = "C(T(x))"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], found {self.alpha!r}")
+        if self.target not in ("C(T(x))", "C(x)"):
+            raise ValueError(f'target must be "C(T(x))" or "C(x)", found {self.target!r}')
+
+    def __call__(self, model: Assimilated, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        picture = model.colour_image(images)
+        logits = model.network(picture)
+        loss = self.alpha * F.cross_entropy(logits, labels)
+        if self.alpha < 1:
+            held = picture if self.target == "C(T(x))" else model.colour(images)
+            loss = loss + (1 - self.alpha) * self.texture(held, images)
+        return loss, logits
 
 
 def _check_grey(images: Tensor) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -21,10 +22,12 @@ from torch import nn
 
 from hpatlib import attacks, data, models, training
 from hpatlib._files import write
+from hpatlib.assimilation import Assimilated, Objective, Replicated
 from hpatlib.data.images import home
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import convert_mixbn
 
+FRONTS = {"replicated": Replicated, "assimilated": Assimilated}
 PACKAGES = ("hpatlib", "torch", "timm", "gpytorch", "numpy", "scikit-learn")
 
 
@@ -39,7 +42,13 @@ class Run:
 
     ``static_eps`` in (0, 1]: train on FGSM examples alone, made once at this ε from the model of the same run without
     it (C3). ``adversary``: add the loss on the images that it makes of each batch with the model as it is in that step
-    (Algorithm 1); ``mixbn``: with a batch norm of their own. Raises ``ValueError`` where these contradict each other.
+    (Algorithm 1); ``mixbn``: with a batch norm of their own.
+
+    For grey images and a backbone that sees colours, ``front`` says how they become coloured: ``"replicated"`` or
+    ``"assimilated"`` (None: the backbone's filters are summed over colours); ``objective``: equation 18's loss.
+
+    A recipe with patience keeps an eighth of the training images for validation. Raises ``ValueError`` where these
+    contradict each other.
     """
 
     dataset: str
@@ -56,6 +65,8 @@ class Run:
     static_eps: float | None = None
     adversary: Adversary | None = None
     mixbn: bool = False
+    front: Literal["replicated", "assimilated"] | None = None
+    objective: Objective | None = None
 
     def __post_init__(self) -> None:
         if self.static_eps is not None and not 0 < self.static_eps <= 1:
@@ -64,6 +75,10 @@ class Run:
             raise ValueError("a model trains on a static set or against an adversary, not both: leave one out")
         if self.mixbn and self.adversary is None:
             raise ValueError("mixbn needs an adversary: without one, its second branch would never be trained")
+        if self.front not in (None, *FRONTS):
+            raise ValueError(f"unknown front {self.front!r}: choose one of {', '.join(FRONTS)}, or None")
+        if self.objective is not None and (self.front != "assimilated" or self.adversary is not None):
+            raise ValueError('equation 18 needs front="assimilated" and no adversary')
 
     @property
     def clean(self) -> "Run":
@@ -104,14 +119,18 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
             torch.manual_seed(first)
             model = _build(run, train, run.weights)
             started = time.perf_counter()
-            examples = train
+            examples, validation = train, None
+            if run.recipe.patience is not None:
+                examples, validation = data.split(train, by=run.split_by, test=1 / 8, seed=run.seed)
             if parent is not None:
-                examples = training.attacked(parent.model, train, partial(attacks.fgsm, eps=run.static_eps))
+                examples = training.attacked(parent.model, examples, partial(attacks.fgsm, eps=run.static_eps))
             epochs = training.fit(
                 model,
                 examples,
                 run.recipe,
                 attack=run.adversary,
+                objective=run.objective,
+                validation=validation,
                 seed=first,
                 device=device,
                 checkpoint=folder / "checkpoint.safetensors",
@@ -137,15 +156,21 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
 
 
 def _build(run: Run, train: data.ImageSet, weights: str) -> nn.Module:
-    model = models.build(run.model, len(train.classes), in_channels=train.images.shape[1], weights=weights)
+    channels = train.images.shape[1] if run.front is None else 3
+    model = models.build(run.model, len(train.classes), in_channels=channels, weights=weights)
+    if run.front is not None:
+        model = FRONTS[run.front](model)
     return convert_mixbn(model) if run.mixbn else model
 
 
 def key(run: Run, fingerprint: str) -> str:
     """Sixteen hexadecimal digits that follow from the run, its images' fingerprint and the code behind training."""
-    modules = ["_model", "attacks", "models", "training", "data"]
+    # The images' fingerprint stands for the code that found and read them.
+    modules = ["_model", "attacks", "models", "training", "data/__init__", "data/images"]
     if run.adversary is not None:
         modules += ["hybrid", "mixbn", "spatial", "stbo"]
+    if run.front is not None:
+        modules += ["assimilation", "glcm"]
     decided_by = [asdict(run), fingerprint, source(*modules)]
     return hashlib.blake2b(json.dumps(decided_by, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from hpatlib._files import write
+from hpatlib._model import held_still
 from hpatlib.data import ImageSet
 from hpatlib.mixbn import branch, mixed
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,12 @@ class Recipe:
     lr: float = 1e-3
     decay: float = 0.1  # the learning rate is multiplied by this …
     decay_every: int = 10  # … after this many epochs; the document's "every ℓ2 steps" is garbled (H26)
+    patience: int | None = None  # stop after so many epochs without a lower validation loss (None: never)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.decay_every < 1 or not self.lr > 0 or not self.decay > 0:
-            raise ValueError(f"epochs, batch_size, lr, decay and decay_every must be positive, found {self}")
+        counts = (self.epochs, self.batch_size, self.decay_every, self.patience or 1)
+        if min(counts) < 1 or not self.lr > 0 or not self.decay > 0:
+            raise ValueError(f"epochs, batch_size, lr, decay, decay_every and patience must be positive, found {self}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,8 @@ def fit(
     recipe: Recipe,
     *,
     attack: Attack | None = None,
+    objective: Objective | None = None,
+    validation: ImageSet | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
@@ -86,19 +92,31 @@ def fit(
     adversarial branch, and each half of the batch goes through its own. Rows hold ``loss`` (of both halves together),
     ``accuracy`` and ``adversarial_accuracy`` on the training images as they were seen, and ``seconds``.
 
+    ``objective(model, images, labels)`` returns another loss than cross-entropy, and the logits; it excludes an attack.
+    With ``validation``, rows hold ``validation_loss`` (cross-entropy) too, training stops as ``recipe.patience`` says,
+    and the model ends with the weights of its best epoch.
+
     ``checkpoint`` names a file that holds the state after each epoch: a run that was stopped goes on from there to the
     same weights. Each epoch is a function of the weights, the optimiser's state, ``seed`` and the epoch's number
-    alone, so nothing else needs keeping. Raises ``ValueError`` for an empty data set, or a loss that is not finite.
+    alone, so nothing else needs keeping. Raises ``ValueError`` for an empty data set, for a patience without validation
+    images, for an attack together with an objective, and for a loss that is not finite.
     """
-    if len(data) == 0:
-        raise ValueError("the training set is empty")
+    if len(data) == 0 or (validation is not None and len(validation) == 0):
+        raise ValueError("the training set or the validation set is empty")
+    if recipe.patience is not None and validation is None:
+        raise ValueError("patience needs validation images to watch: pass validation=, or patience=None")
+    if attack is not None and objective is not None:
+        raise ValueError("an attack adds cross-entropy on attacked images and an objective replaces it: choose one")
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
-    rows = _restore(checkpoint, model, optimizer) if checkpoint is not None else []
+    best: dict[str, Tensor] = {}
+    rows = _restore(checkpoint, model, optimizer, best) if checkpoint is not None else []
     images_seen = {"total": recipe.epochs * len(data), "initial": len(rows) * len(data)}
     bar = tqdm(**images_seen, desc="train", unit="image", leave=False)
     with bar, torch.random.fork_rng(devices=_cuda(device)):
         for epoch in range(len(rows), recipe.epochs):
+            if recipe.patience is not None and _since_best(rows) >= recipe.patience:
+                break
             started = time.perf_counter()
             torch.manual_seed(_epoch_seed(seed, epoch))  # dropout and attacks without a generator of their own
             shuffle = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
@@ -107,7 +125,7 @@ def fit(
             model.train()
             totals = torch.zeros(3, device=device)  # loss and hits, summed on the device: no wait inside the loop
             for images, labels in data.batches(recipe.batch_size, generator=shuffle, device=device):
-                loss, hits, adversarial_hits = _losses(model, images, labels, attack)
+                loss, hits, adversarial_hits = _losses(model, images, labels, attack, objective)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -121,12 +139,33 @@ def fit(
             row = {"loss": mean_loss, "accuracy": accuracy}
             if attack is not None:
                 row["adversarial_accuracy"] = adversarial
+            if validation is not None:
+                row["validation_loss"] = _cross_entropy(model, validation, device)
             bar.set_postfix({name.split("_")[0]: f"{value:.3f}" for name, value in row.items()})
             rows.append(row | {"seconds": time.perf_counter() - started})
+            if validation is not None and _since_best(rows) == 0:
+                best.update({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
             if checkpoint is not None:
-                _keep(checkpoint, model, optimizer, rows)
+                _keep(checkpoint, model, optimizer, rows, best)
+    if best:
+        model.load_state_dict(best)
     model.eval()
     return rows
+
+
+def _since_best(rows: list[dict[str, float]]) -> int:
+    """How many epochs ago the validation loss was lowest; 0 before the first."""
+    losses = [row["validation_loss"] for row in rows]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+
+@torch.no_grad()
+def _cross_entropy(model: nn.Module, data: ImageSet, device: str | torch.device) -> float:
+    total = torch.zeros((), device=device)
+    with held_still(model):
+        for images, labels in data.batches(64, device=device):
+            total += F.cross_entropy(model(images), labels, reduction="sum")
+    return float(total) / len(data)
 
 
 def _losses(model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,6 +184,11 @@ def _losses(model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | N
     return loss, hits[0], hits[1]
 
 
+def _plain(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(images)
+    return F.cross_entropy(logits, labels), logits
+
+
 def _epoch_seed(seed: int, epoch: int) -> int:
     return 1_000_003 * seed + epoch
 
@@ -153,28 +197,42 @@ def _cuda(device: str | torch.device) -> list[torch.device]:
     return [torch.device(device)] if torch.device(device).type == "cuda" else []
 
 
-def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rows: list[dict[str, float]]) -> None:
-    """One safetensors file: the model's tensors, the optimiser's, and the rows so far in its header."""
+def _keep(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: list[dict[str, float]],
+    best: dict[str, Tensor],
+) -> None:
+    """One safetensors file: tensors of the model, the optimiser and the best epoch, and the rows in its header."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
     write(path, serialise(tensors, {"rows": json.dumps(rows)}))
 
 
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+def _restore(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]
+) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with safe_open(path, framework="pt") as file:
         rows = json.loads(file.metadata()["rows"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    parameters, state = list(model.parameters()), {}
-    for name in [name for name in tensors if name.startswith("optimizer.")]:
-        _, number, key = name.split(".")
-        value, parameter = tensors.pop(name), parameters[int(number)]
-        # In the parameter's memory format, as Adam made it: a resumed run must add up in the same order.
-        kept = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-        state.setdefault(int(number), {})[key] = kept
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    parameters, state, weights = list(model.parameters()), {}, {}
+    for name, tensor in tensors.items():
+        kind, rest = name.split(".", 1)
+        if kind == "optimizer":
+            number, key = rest.split(".")
+            parameter = parameters[int(number)]
+            if tensor.shape == parameter.shape:
+                # In the parameter's memory format, as Adam made it: a resumed run must add up in the same order.
+                tensor = torch.empty_like(parameter).copy_(tensor)
+            state.setdefault(int(number), {})[key] = tensor
+        else:
+            (best if kind == "best" else weights)[rest] = tensor
+    model.load_state_dict(weights)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return rows
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpatlib import attacks, models
-from hpatlib.assimilation import RANGES, Assimilated, GLCMLoss, Repaint, Replicated, grayscale, objective
+from hpatlib.assimilation import RANGES, Assimilated, GLCMLoss, Objective, Repaint, Replicated, grayscale
 from hpatlib.glcm import FEATURES, texture_features
 
 SMALL = GLCMLoss(window=16)  # 2 × 2 windows at 32 px
@@ -169,11 +169,11 @@ def test_objective_is_equation_18(small):
     images, labels = grey(), torch.tensor([0, 1, 0, 1])
     entropy = F.cross_entropy(small(images), labels)
     for target, held in (("C(T(x))", small.colour_image(images)), ("C(x)", small.colour(images))):
-        found = objective(small, images, labels, alpha=0.3, texture=SMALL, target=target)
+        found = Objective(alpha=0.3, texture=SMALL, target=target)(small, images, labels)[0]
         torch.testing.assert_close(found, 0.3 * entropy + 0.7 * SMALL(held, images))
-    torch.testing.assert_close(objective(small, images, labels, alpha=1), entropy)
+    torch.testing.assert_close(Objective(alpha=1)(small, images, labels)[0], entropy)
     torch.testing.assert_close(
-        objective(small, images, labels, alpha=0.5),
+        Objective(alpha=0.5)(small, images, labels)[0],
         0.5 * entropy + 0.5 * GLCMLoss()(small.colour_image(images), images),
     )
 
@@ -183,7 +183,7 @@ def test_the_printed_target_leaves_the_texture_module_unrestrained(small):
     images, labels = grey(), torch.tensor([0, 1, 0, 1])
     for target, reached in (("C(T(x))", True), ("C(x)", False)):
         small.zero_grad()
-        objective(small, images, labels, alpha=0, texture=SMALL, target=target).backward()
+        Objective(alpha=0, texture=SMALL, target=target)(small, images, labels)[0].backward()
         slope = small.texture.propose[-1].weight.grad
         assert bool(slope.abs().sum() > 0) == reached
 
@@ -217,7 +217,7 @@ def test_training_lowers_the_objective(form, small):
     optimizer = torch.optim.Adam(small.parameters(), lr=2e-3)
     history = []
     for _ in range(8):
-        loss = objective(small, images, labels, alpha=0.7, texture=GLCMLoss(form=form, window=16))
+        loss = Objective(alpha=0.7, texture=GLCMLoss(form=form, window=16))(small, images, labels)[0]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -234,7 +234,7 @@ def test_the_texture_loss_pulls_a_distorted_picture_back(small):
     optimizer = torch.optim.Adam(parameters, lr=1e-2)
     history = []
     for _ in range(10):
-        loss = objective(small, images, labels, alpha=0, texture=GLCMLoss(form="mean", window=16))
+        loss = Objective(alpha=0, texture=GLCMLoss(form="mean", window=16))(small, images, labels)[0]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -248,9 +248,9 @@ def test_bad_input_is_named(small):
         with pytest.raises(ValueError, match=r"grey images.*found \[4, 3, 32, 32\]"):
             model(images.repeat(1, 3, 1, 1))
     with pytest.raises(ValueError, match=r"alpha .* found 1.5"):
-        objective(small, images, labels, alpha=1.5)
+        Objective(alpha=1.5)(small, images, labels)[0]
     with pytest.raises(ValueError, match=r"target .* found 'CT'"):
-        objective(small, images, labels, alpha=0.5, target="CT")
+        Objective(alpha=0.5, target="CT")(small, images, labels)[0]
     with pytest.raises(ValueError, match=r"form .* found 'sum'"):
         GLCMLoss(form="sum")
     with pytest.raises(ValueError, match=r"found .'energy'"):
