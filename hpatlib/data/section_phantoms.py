@@ -133,11 +133,11 @@ def _chest(rng: np.random.Generator, side: int, opacity: bool) -> np.ndarray:
         cloud = step(-distance, 0.022) * np.clip(0.85 + 0.22 * noise(rng, x.shape, 0.02, 0.02), 0, 1)
         image += rng.uniform(0.7, 0.95) * air * cloud * lungs
     gap, slope = rng.uniform(0.062, 0.078), rng.uniform(0.25, 0.5)
-    for rib in range(9):
-        behind = y - top - 0.02 - gap * rib - slope * aside**1.4 + 0.08 * np.exp(-aside / 0.06)
-        before = y - top - 0.2 - gap * rib + 0.55 * slope * aside
-        cage = step(0.34 - aside, 0.02) * step(floor + 0.08 - y, 0.02)
-        image += cage * (0.075 * np.exp(-((behind / 0.013) ** 2)) + 0.035 * np.exp(-((before / 0.015) ** 2)))
+    ribs, behind, before = 0.0, y - slope * aside**1.4 + 0.08 * np.exp(-aside / 0.06), y + 0.55 * slope * aside
+    for rib in np.arange(9) * gap + top:
+        ribs += 0.075 * np.exp(-(((behind - rib - 0.02) / 0.013) ** 2))
+        ribs += 0.035 * np.exp(-(((before - rib - 0.2) / 0.015) ** 2))
+    image += ribs * step(0.34 - aside, 0.02) * step(floor + 0.08 - y, 0.02)
     image += 0.14 * step(0.032 - aside, 0.008) * (1 + 0.25 * np.sin(2 * np.pi * y / 0.055))  # the spine
     clavicle = y - top - 0.05 + 0.22 * (aside - 0.1)
     image += 0.12 * np.exp(-((clavicle / 0.016) ** 2)) * step(aside - 0.05, 0.01) * step(0.33 - aside, 0.015)
@@ -189,12 +189,14 @@ def _lung(rng: np.random.Generator, side: int, nodule: bool) -> np.ndarray:
         distance = outside(rng, x, y, at, radius * rng.uniform(0.85, 1.15, 2), waves=0.1, spicules=rng.integers(5, 10))
         inside = step(-distance, 0.005)
         image += inside * (rng.uniform(0.5, 0.75) + 0.05 * noise(rng, x.shape, 0.01, 0.01) - image)
-    for turn in np.linspace(0.1, 2 * np.pi + 0.1, rng.integers(11, 16), endpoint=False) + rng.uniform(-0.15, 0.15):
-        ring = 1 - (fat + 0.4 * wall) / half.min()
-        at = centre + ring * half * [np.cos(turn), np.sin(turn)]
-        along = (x - at[0]) * -np.sin(turn) + (y - at[1]) * np.cos(turn)
-        across = (x - at[0]) * np.cos(turn) + (y - at[1]) * np.sin(turn)
-        image += 0.5 * step(1 - np.hypot(along / 0.035, across / 0.011), 0.15)
+    turns = np.linspace(0, 2 * np.pi, rng.integers(11, 16), endpoint=False)
+    turns = turns + rng.uniform(-0.15, 0.15, turns.shape)
+    angles = np.linspace(-np.pi, np.pi, 513)
+    nearest = np.abs(np.angle(np.exp(1j * (angles[:, None] - turns)))).min(1)  # of the ribs, at each angle
+    u, v = (x - centre[0]) / half[0], (y - centre[1]) / half[1]
+    along = 0.35 * np.interp(np.arctan2(v, u), angles, nearest)
+    across = (1 - np.hypot(u, v)) * half.min() - fat - 0.4 * wall
+    image += 0.5 * step(1 - np.hypot(along / 0.035, across / 0.011), 0.15)
     spine = outside(rng, x, y, centre + half * [0, 0.62], half * [0.12, 0.2], waves=0.06)
     image += 0.42 * step(-spine, 0.006) + 0.12 * np.exp(-((spine / 0.008) ** 2))
     canal = np.hypot((x - centre[0]) / 0.02, (y - centre[1] - 0.78 * half[1]) / 0.018)
