@@ -111,6 +111,13 @@ def test_persons_and_studies_are_groups(tmp_path):
     assert set(load(tmp_path, "chest_xray", part="test").groups) == {"test IM-0001", "test person1"}
 
 
+def test_the_second_copy_in_the_archive_of_the_chest_xrays_is_passed_over(tmp_path):
+    tree(tmp_path, "chest_xray", top="chest_xray")
+    tree(tmp_path, "chest_xray", top="chest_xray/chest_xray")
+    tree(tmp_path, "chest_xray", top="chest_xray/__MACOSX/chest_xray")
+    assert len(load(tmp_path, "chest_xray")) == len(FILES["chest_xray"])
+
+
 def test_published_parts_of_the_brain_mri(tmp_path):
     tree(tmp_path, "brain_mri")
     counts = {part: len(load(tmp_path, "brain_mri", part=part)) for part in brain_mri.SOURCE.parts}

@@ -15,9 +15,10 @@ from hpatlib.data.images import Item, Source, complete, find
 from hpatlib.data.section_phantoms import head
 
 KINDS = ("notumor", "glioma", "meningioma", "pituitary")
-# Of 255 bits. Below 40 three pairs of strangers are alike, all of them dark axial slices; from 44 on they become many.
+# Of 255 bits. Up to 40 nearly all pairs show one head, three join different kinds; up to 54 it is 38, and chains form.
 NEAR = 40
-# Tumours are numbered patient by patient, in part: of pairs further apart not one in a thousand is this alike.
+# Tumours are numbered patient by patient, in part: in training 7 to 21 % of neighbours differ in at most 70 bits, of
+# pairs further apart 0.3 %.
 FOLLOW = 60
 
 
