@@ -7,12 +7,24 @@ from pathlib import Path
 
 import numpy as np
 
-from hpatlib.data import busi, cnmc, medmnist
+from hpatlib.data import brain_mri, busi, chest_ct, chest_xray, cnmc, medmnist
 from hpatlib.data.images import ImageSet, Item, Source, cached, fingerprint, home
 
-__all__ = ["SOURCES", "ImageSet", "Item", "Source", "fetch", "load", "split", "status"]
+__all__ = ["SOURCES", "ImageSet", "Item", "Source", "even_count", "fetch", "load", "split", "status"]
 
-SOURCES: dict[str, Source] = {source.key: source for source in (cnmc.SOURCE, busi.SOURCE, medmnist.BREAST)}
+SOURCES: dict[str, Source] = {
+    source.key: source
+    for source in (
+        cnmc.SOURCE,
+        busi.SOURCE,
+        busi.TWO_CLASSES,
+        brain_mri.SOURCE,
+        chest_xray.SOURCE,
+        chest_ct.SOURCE,
+        medmnist.BREAST,
+        medmnist.PNEUMONIA,
+    )
+}
 
 
 def load(
@@ -28,7 +40,7 @@ def load(
 ) -> ImageSet:
     """The data set `key` at `size` × `size` pixels: its real images, or phantoms of its modality.
 
-    Real images come from `<root>/<key>/` (root: $HPAT_DATA; BreastMNIST: `<root>/medmnist/`) through a cache of decoded
+    Real images come from `<root>/<key>/` (root: $HPAT_DATA; `Source.folder` where it is set) through a cache of decoded
     images (`home()`/data). At most `count` of them are taken, drawn with `seed`, as evenly from the classes as they
     allow; `part` names a part of the data set (a key of `Source.parts`, the first by default). Phantoms are drawn with
     `seed`, 512 unless `count` says otherwise, and have no parts.
@@ -47,13 +59,21 @@ def load(
         return _phantom(source, 512 if count is None else count, size, seed)
 
     part = part or next(iter(source.parts))
-    folder = _folder(source, root)
-    items = source.parts[part](folder) if folder and folder.is_dir() else []
-    if not items:
-        looked = f"no files of part {part!r} in {folder}" if folder else "HPAT_DATA is not set"
-        raise FileNotFoundError(f"Real {source.title} images are missing: {looked}. {_how(source)}")
+    folder, items = _found(source, part, root)
     images = cached(source, part, folder, items, size=size, cache=Path(cache) if cache else home() / "data")
     return images if count is None or count >= len(images) else images.subset(_balanced(images.labels, count, seed))
+
+
+def even_count(key: str, *, part: str | None = None, root: Path | str | None = None) -> int:
+    """The `count` with which `load` takes as many real images of each class: those of the document, or all there are.
+
+    That is `Source.each` of each class, less where the smallest class at hand has less. Raises FileNotFoundError and
+    ValueError as `load` does.
+    """
+    source = _source(key)
+    _, items = _found(source, part or next(iter(source.parts)), root)
+    have = np.bincount([item.label for item in items], minlength=len(source.classes)).min()
+    return len(source.classes) * int(min(have, source.each or have))
 
 
 def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> tuple[ImageSet, ImageSet]:
@@ -104,7 +124,7 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
 def fetch(key: str, root: Path | str) -> Path:
     """Download the data set from Kaggle to `<root>/<key>`, a link to kagglehub's copy where links exist.
 
-    A data set that is one file elsewhere (BreastMNIST) goes to its folder as that file. Returns that folder; one that
+    A data set that is one file elsewhere (MedMNIST's) goes to its folder as that file. Returns that folder; one that
     is there already is left as it is. Raises RuntimeError when kagglehub is missing or the download fails.
     """
     source = _source(key)
@@ -183,6 +203,16 @@ def _source(key: str) -> Source:
 def _folder(source: Source, root: Path | str | None) -> Path | None:
     root = root or os.environ.get("HPAT_DATA")
     return Path(root).expanduser() / (source.folder or source.key) if root else None
+
+
+def _found(source: Source, part: str, root: Path | str | None) -> tuple[Path, list[Item]]:
+    """The folder of a data set and the files of this part in it; FileNotFoundError when there are none."""
+    folder = _folder(source, root)
+    items = source.parts[part](folder) if folder and folder.is_dir() else []
+    if not items:
+        looked = f"no files of part {part!r} in {folder}" if folder else "HPAT_DATA is not set"
+        raise FileNotFoundError(f"Real {source.title} images are missing: {looked}. {_how(source)}")
+    return folder, items
 
 
 def _how(source: Source) -> str:

@@ -7,19 +7,16 @@ BUSI names no patients, and many of its pictures are the same scan twice. What s
 its near-duplicates: images whose perceptual hashes differ in at most `NEAR` bits, and whatever these chain together.
 """
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from hpatlib.data.images import Item, Source, listing
-from hpatlib.data.ultrasound_phantom import ultrasound
+from hpatlib.data.images import Item, Source, complete, find, listing
+from hpatlib.data.ultrasound_phantom import ultrasound, ultrasound_two_classes
 
 CLASSES = ("normal", "benign", "malignant")
-NAME = re.compile(r"(?P<label>normal|benign|malignant) \((?P<number>[1-9]\d*)\)(?P<mask>_mask(_\d+)?)?\.png")
-IMAGES = {".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff"}
-TOP = "Dataset_BUSI_with_GT"
 # Of 255 bits. Looking at all pairs in order: up to 80 both show one breast, at 82 the first two strangers are alike.
 NEAR = 80
 
@@ -31,11 +28,12 @@ def scans(folder: Path) -> list[Item]:
     an image, and when there is more than one copy of the data set.
     """
     items = [Item(path, CLASSES.index(path.parent.name), path.stem) for path, mask in _files(folder) if not mask]
-    labels = {item.label for item in items}
-    missing = [name for label, name in enumerate(CLASSES) if label not in labels]
-    if items and missing:
-        raise ValueError(f"BUSI under {folder} has no images of {' and '.join(missing)}: unpack all of it.")
-    return items
+    return complete(items, CLASSES, title=f"BUSI under {folder}")
+
+
+def two_classes(folder: Path) -> list[Item]:
+    """The same images, malignant or not: normal and benign are one class."""
+    return [replace(item, label=int(CLASSES[item.label] == "malignant")) for item in scans(folder)]
 
 
 def masks(folder: Path) -> dict[Path, list[Path]]:
@@ -69,28 +67,12 @@ def lesion(paths: Sequence[Path]) -> np.ndarray:
     return np.any(drawn, axis=0)
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, str]]:
+def _files(folder: Path) -> list[tuple[Path, str]]:
     """Image files by class and number, each with the part of its name that makes it a mask, empty for images."""
-    tops = [top for top in (folder, folder / TOP) if any((top / name).is_dir() for name in CLASSES)]
-    if len(tops) > 1:
-        found = ", ".join(map(str, tops))
-        raise ValueError(f"BUSI stands more than once under {folder} ({found}): keep one copy, or images count twice.")
-    files, faults = [], []
-    for top in tops:
-        for path in (path for name in CLASSES for path in sorted((top / name).glob("*"))):
-            if path.suffix.lower() not in IMAGES or path.name.startswith("."):
-                continue
-            match = NAME.fullmatch(path.name)
-            if not match:
-                faults.append(f"{path}: expected a name like {path.parent.name} (12).png or …_mask.png")
-            elif match["label"] != path.parent.name:
-                faults.append(f"{path}: its name says {match['label']}, its folder {path.parent.name}")
-            else:
-                order = CLASSES.index(match["label"]), int(match["number"]), path.name
-                files.append((order, path, match["mask"] or ""))
-    if faults:
-        raise ValueError(listing(f"{len(faults)} BUSI files contradict their names", faults))
-    return ((path, mask) for _, path, mask in sorted(files))
+    wanted = {
+        name: (rf"{name} \([1-9]\d*\)(?P<mask>_mask(_\d+)?)?", f"{name} (12).png or …_mask.png") for name in CLASSES
+    }
+    return [(path, match["mask"] or "") for path, match in find(folder, wanted, title="BUSI", suffixes=(".png",))]
 
 
 SOURCE = Source(
@@ -106,4 +88,15 @@ SOURCE = Source(
     licence="article CC BY 4.0; images offered for research, CC0 on Kaggle",
     phantom=ultrasound,
     near=NEAR,
+)
+
+TWO_CLASSES = replace(
+    SOURCE,
+    key="busi2",
+    title="two-class BUSI",
+    classes=("no-cancer", "cancer"),
+    parts={"all": two_classes},
+    phantom=ultrasound_two_classes,
+    each=210,
+    folder="busi",
 )

@@ -14,12 +14,11 @@ import csv
 import re
 from pathlib import Path
 
-from hpatlib.data.images import Item, Source, listing
+from hpatlib.data.images import Item, Source, is_image, listing
 from hpatlib.data.phantoms import cells
 
 CLASSES = ("hem", "all")
 NAME = re.compile(r"UID_(?P<patient>[Hh]?\d+)_\d+_\d+_(?P<label>all|hem)\.(bmp|png)", re.IGNORECASE)
-IMAGES = {".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff"}  # the last four only to be told that they do not belong
 PRELIMINARY = "C-NMC_test_prelim_phase_data"
 COLUMNS = ("Patient_ID", "new_names", "labels")
 
@@ -37,7 +36,7 @@ def training(folder: Path) -> list[Item]:
     items, faults, seen = [], [], {}
     for path in sorted(path for top in tops for path in top.glob("fold_*/*/*")):
         label = path.parent.name
-        if label not in CLASSES or not _image(path):
+        if label not in CLASSES or not is_image(path):
             continue
         match = NAME.fullmatch(path.name)
         if not match:
@@ -58,7 +57,7 @@ def preliminary_test(folder: Path) -> list[Item]:
 
     Raises ValueError that names every image without a label, label without an image and row that contradicts itself.
     """
-    folders = [path for path in _find(folder, PRELIMINARY, deep=3) if any(map(_image, path.iterdir()))]
+    folders = [path for path in _find(folder, PRELIMINARY, deep=3) if any(map(is_image, path.iterdir()))]
     if not folders:
         return []
     top, table = folders[0], f"{PRELIMINARY}_labels.csv"
@@ -71,7 +70,7 @@ def preliminary_test(folder: Path) -> list[Item]:
             raise ValueError(f"{tables[0]} lacks {sorted(missing)}: found the columns {reader.fieldnames}.")
         rows = list(reader)
     # By stem: a copy that was converted to .png keeps the table that says .bmp.
-    paths = {path.stem: path for path in sorted(top.iterdir()) if _image(path)}
+    paths = {path.stem: path for path in sorted(top.iterdir()) if is_image(path)}
     items, faults, labelled = [], [], set()
     for row in rows:
         cell, name, label = (row[column] for column in COLUMNS)
@@ -94,10 +93,6 @@ def preliminary_test(folder: Path) -> list[Item]:
 def _find(folder: Path, name: str, *, deep: int) -> list[Path]:
     """Folders of that name under at most `deep` others; unlike `rglob`, this follows links."""
     return sorted(path for depth in range(deep + 1) for path in folder.glob("*/" * depth + name) if path.is_dir())
-
-
-def _image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGES and not path.name.startswith(".")
 
 
 SOURCE = Source(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ DECODER = 2  # raise it whenever `decode` gives other pixels or `_grouped` other
 # Colour carries the diagnosis where it is asked for, so a grey file among colour ones is a fault; grey sets are often
 # saved as RGB with three equal channels, so those are converted.
 READABLE = {"RGB": ("RGB",), "L": ("L", "RGB", "RGBA", "P")}
+SUFFIXES = {".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff"}  # of files that somebody may mean to be images
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +110,10 @@ class Source:
     phantom).
 
     `near`: images whose perceptual hashes differ in at most so many bits share a group (None: groups stay as they
-    are). For sets that are not loose image files at Kaggle: `folder` under the root when it is not the key, `url` of
-    the one file, `decode` in place of the function below.
+    are); `follow`: the same for files that follow each other in one folder, where numbers run through the patients.
+    `pad`: black borders make a picture square before it is resized (otherwise it is stretched). `each`: images of each
+    class in the document that uses the set (None: all). For sets that are not loose image files at Kaggle: `folder`
+    under the root when it is not the key, `url` of the one file, `decode` in place of the function below.
     """
 
     key: str
@@ -123,6 +127,9 @@ class Source:
     licence: str
     phantom: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]] | None
     near: int | None = None
+    follow: int | None = None
+    pad: bool = False
+    each: int | None = None
     folder: str = ""
     url: str = ""
     decode: Callable[..., np.ndarray] | None = None
@@ -145,8 +152,60 @@ def fingerprint(images: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> s
     return digest.hexdigest()
 
 
-def decode(items: Sequence[Item], *, crop: int | None, size: int, mode: str, progress: bool = True) -> np.ndarray:
-    """Read the files of `items` as uint8 [N, C, size, size], after cropping the central `crop` pixels.
+def find(
+    folder: Path, wanted: Mapping[str, tuple[str, str]], *, title: str, suffixes: Sequence[str]
+) -> list[tuple[Path, re.Match]]:
+    """The image files of a data set, each with what its name says: in the order of `wanted`, then of their numbers.
+
+    `wanted` maps folders, below `folder` or one folder further down, to the pattern that the names in them match (less
+    the suffix, one of `suffixes`) and to an example. Raises ValueError that names the files whose name does not fit or
+    occurs twice, and when there is more than one copy of the data set.
+    """
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    tops = [top for top in (folder, *below) if any((top / name).is_dir() for name in wanted)]
+    if len(tops) > 1:
+        found = ", ".join(map(str, tops))
+        raise ValueError(
+            f"{title} stands more than once under {folder} ({found}): keep one copy, or images count twice."
+        )
+    files, faults, seen = [], [], {}
+    for top in tops:
+        for name, (pattern, example) in wanted.items():
+            for path in sorted(filter(is_image, (top / name).glob("*")), key=_by_number):
+                match = re.fullmatch(pattern, path.stem)
+                if not match or path.suffix.lower() not in suffixes:
+                    faults.append(f"{path}: expected a name like {example}")
+                elif (twin := seen.setdefault(path.with_suffix(""), path)) != path:
+                    faults.append(f"{path}: the same image as {twin}")
+                else:
+                    files.append((path, match))
+    if faults:
+        raise ValueError(listing(f"{len(faults)} {title} files contradict their names", faults))
+    return files
+
+
+def complete(items: list[Item], folders: Sequence[str], *, title: str) -> list[Item]:
+    """`items`, if there are none or some from a folder of each of these names; ValueError that names the others."""
+    found = {item.path.parent.name for item in items}
+    missing = [name for name in folders if name not in found]
+    if items and missing:
+        raise ValueError(f"{title} has no images of {' and '.join(missing)}: unpack all of it.")
+    return items
+
+
+def is_image(path: Path) -> bool:
+    """Whether somebody may mean this file to be an image: not notes, thumbnails or what an archiver left."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _by_number(path: Path) -> list:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def decode(
+    items: Sequence[Item], *, crop: int | None, size: int, mode: str, pad: bool = False, progress: bool = True
+) -> np.ndarray:
+    """Read the files of `items` as uint8 [N, C, size, size], after cropping the central `crop` pixels or padding.
 
     Raises one ValueError that names the files that are unreadable, truncated, of the wrong mode or smaller than `crop`.
     """
@@ -167,6 +226,11 @@ def decode(items: Sequence[Item], *, crop: int | None, size: int, mode: str, pro
                 if crop:
                     left, top = (image.width - crop) // 2, (image.height - crop) // 2
                     image = image.crop((left, top, left + crop, top + crop))
+                if pad:
+                    side = max(image.size)
+                    square = Image.new(mode, (side, side))  # black
+                    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+                    image = square
                 # Bicubic with Pillow's antialiasing: what the pretrained backbones were fed with.
                 pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
                 images[n] = pixels.reshape(size, size, -1).transpose(2, 0, 1)
@@ -199,13 +263,14 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
     names = [item.path.relative_to(folder).as_posix() for item in items]
     files = [(name, item.label, item.group, *_stamp(item.path)) for name, item in zip(names, items, strict=True)]
     decided_by = [source.key, part, source.crop, size, source.mode, source.near, DECODER, files]
+    decided_by += [f"{name}={value}" for name in ("follow", "pad") if (value := getattr(source, name))]
     key = hashlib.blake2b(json.dumps(decided_by).encode(), digest_size=8).hexdigest()
     entry = Path(cache) / f"{source.key}-{part}-{size}px-{key}"
     if not entry.is_dir():
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
             if not entry.is_dir():
-                images = (source.decode or decode)(items, crop=source.crop, size=size, mode=source.mode)
+                images = _decoded(source, items, size=size, mode=source.mode)
                 about = {"names": names, "labels": [i.label for i in items], "groups": _grouped(source, items)}
                 about["fingerprint"] = fingerprint(images, np.array(about["labels"]), np.array(about["groups"]))
                 _write(entry, images, about)
@@ -231,8 +296,21 @@ def _grouped(source: Source, items: Sequence[Item]) -> list[str]:
         return groups
     from hpatlib.data import duplicates
 
-    small = (source.decode or decode)(items, crop=source.crop, size=duplicates.SIDE, mode="L", progress=False)
-    return duplicates.merge(groups, duplicates.near_pairs(duplicates.perceptual_hash(small[:, 0]), source.near))
+    small = _decoded(source, items, size=duplicates.SIDE, mode="L", progress=False)
+    hashes = duplicates.perceptual_hash(small[:, 0])
+    pairs = [duplicates.near_pairs(hashes, source.near)]
+    if source.follow is not None:
+        folders = np.array([str(item.path.parent) for item in items])
+        bits = (hashes[1:] != hashes[:-1]).sum(1)
+        first = np.flatnonzero((bits <= source.follow) & (folders[1:] == folders[:-1]))
+        pairs.append(np.stack([first, first + 1, bits[first]], axis=1))
+    return duplicates.merge(groups, np.concatenate(pairs))
+
+
+def _decoded(source: Source, items: Sequence[Item], **options) -> np.ndarray:
+    if source.decode is not None:
+        return source.decode(items, crop=source.crop, **options)
+    return decode(items, crop=source.crop, pad=source.pad, **options)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

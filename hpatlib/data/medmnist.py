@@ -1,35 +1,36 @@
-"""BreastMNIST: the images of BUSI at 28 × 28 pixels, malignant or not, from one small file of MedMNIST v2.
+"""BreastMNIST and PneumoniaMNIST: BUSI and the chest X-rays at 28 × 28 pixels, each one small file of MedMNIST v2.
 
-It stands in for BUSI where 780 full images cannot be had, under a name of its own, and never takes BUSI's place by
-itself. Lost are: the difference between normal and benign, the masks, the file names (so that images cannot be traced
-to BUSI's), and everything smaller than a twentieth of the picture's side: spicules, rims, speckle.
+They stand in where the full images cannot be had, under names of their own, and never take their place by themselves.
+Lost are the file names, so that images cannot be traced to the originals and nobody knows whose they are, and whatever
+is smaller than a twenty-eighth of the picture's side. BreastMNIST also has no masks, and normal and benign are one.
 
-Expected: `<root>/medmnist/breastmnist.npz`, with `{train,val,test}_images` uint8 [n, 28, 28] and `…_labels` [n, 1].
+Expected: `<root>/medmnist/{breast,pneumonia}mnist.npz`, with `{train,val,test}_images` uint8 [n, 28, 28] and `…_labels`
+[n, 1].
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from hpatlib.data.busi import NEAR
+from hpatlib.data import busi, chest_xray
 from hpatlib.data.images import Item, Source
 
 PARTS = ("train", "val", "test")
-NAME = "breastmnist.npz"
 
 
-def breast(folder: Path) -> list[Item]:
+def listed(folder: Path, *, name: str, positive: int) -> list[Item]:
     """One item for each image of the file, MedMNIST's three parts one after the other, none when it is absent.
 
-    MedMNIST says 0 for malignant; here malignant is 1, as everywhere in this library. Raises ValueError when the file
-    is unreadable or holds something else.
+    `positive` is MedMNIST's label of the disease, 0 or 1; here it is 1, as everywhere in this library. Raises
+    ValueError when the file is unreadable or holds something else.
     """
-    path = folder / NAME
+    path = folder / name
     if not path.is_file():
         return []
     _, labels = _read(path)
-    return [Item(path, int(1 - label), f"{NAME} {n}") for n, label in enumerate(labels)]
+    return [Item(path, int(label == positive), f"{name} {n}") for n, label in enumerate(labels)]
 
 
 def pixels(items: Sequence[Item], *, crop: int | None, size: int, mode: str, progress: bool = True) -> np.ndarray:
@@ -53,20 +54,39 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels.ravel().astype(np.int64)
 
 
-BREAST = Source(
-    key="breastmnist",
+def _source(key: str, *, positive: int, of: Source, doi: str, **fields) -> Source:
+    name = f"{key}.npz"
+    return Source(
+        key=key,
+        parts={"all": partial(listed, name=name, positive=positive)},
+        crop=None,
+        mode="L",
+        kaggle="",
+        citation="J. Yang et al.: MedMNIST v2, Scientific Data 10, 2023, 41, doi:10.1038/s41597-022-01721-8; "
+        f"derived from {of.title}, doi:{doi}",
+        licence="CC BY 4.0",
+        phantom=None,
+        near=of.near,
+        folder="medmnist",
+        decode=pixels,
+        url=f"https://zenodo.org/records/10519652/files/{name}",
+        **fields,
+    )
+
+
+BREAST = _source(
+    "breastmnist",
     title="BreastMNIST",
     classes=("not malignant", "malignant"),
-    parts={"all": breast},
-    crop=None,
-    mode="L",
-    kaggle="",
-    citation="J. Yang et al.: MedMNIST v2, Scientific Data 10, 2023, 41, doi:10.1038/s41597-022-01721-8; "
-    "derived from BUSI, doi:10.1016/j.dib.2019.104863",
-    licence="CC BY 4.0",
-    phantom=None,
-    near=NEAR,
-    folder="medmnist",
-    decode=pixels,
-    url=f"https://zenodo.org/records/10519652/files/{NAME}",
+    positive=0,
+    of=busi.SOURCE,
+    doi="10.1016/j.dib.2019.104863",
+)
+PNEUMONIA = _source(
+    "pneumoniamnist",
+    title="PneumoniaMNIST",
+    classes=chest_xray.SOURCE.classes,
+    positive=1,
+    of=chest_xray.SOURCE,
+    doi="10.17632/rscbjbr9sj.2",
 )
