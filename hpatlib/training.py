@@ -168,12 +168,14 @@ def _cross_entropy(model: nn.Module, data: ImageSet, device: str | torch.device)
     return float(total) / len(data)
 
 
-def _losses(model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None) -> tuple[Tensor, Tensor, Tensor]:
-    """ℓ(f(X), y) + ℓ(f(X_h), y) of equation 14 for one batch, and how many of each half were right."""
+def _losses(
+    model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None, objective: Objective | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of one batch, ℓ(f(X), y) + ℓ(f(X_h), y) with an attack (equation 14), and the hits in each half."""
     if attack is None:
-        logits = model(images)
+        loss, logits = (objective or _plain)(model, images, labels)
         hits = (logits.argmax(dim=1) == labels).sum()
-        return F.cross_entropy(logits, labels), hits, torch.zeros_like(hits)
+        return loss, hits, torch.zeros_like(hits)
     with branch(model, "adv") if mixed(model) else nullcontext():
         adversarial = attack(model, images, labels)
     # One pass over both halves: a batch norm that they share sees the mixture that it will stand for when evaluating.
