@@ -6,6 +6,7 @@ A chapter has three parameters, ``profile``, ``data`` and ``seed``; everything e
 import time
 from dataclasses import dataclass, field, replace
 
+from hpatlib.data import even_count
 from hpatlib.hybrid import Adversary, environment
 from hpatlib.runs import Run
 from hpatlib.training import Recipe
@@ -149,6 +150,63 @@ ULTRASOUND = {
 }
 
 
+# Learning rate, batch, epochs and early stopping are the slides' (in paper); the smaller profiles stop sooner.
+SLIDES = Recipe(epochs=300, batch_size=32, lr=1e-4, decay=1.0, patience=30)
+STRENGTHS = tuple(k / 255 for k in range(1, 9))
+SLIDES_BACKBONES = (("resnet18", "imagenet"), ("resnet50", "imagenet"), ("densenet121", "imagenet"))
+ASSIMILATION = {
+    "smoke": Profile(
+        "phantom",
+        32,
+        256,
+        *SIMPLE,
+        replace(SLIDES, epochs=12, lr=1e-3, patience=6),
+        48,
+        seeds=2,
+        large=(SIMPLE,),
+        large_seeds=2,
+        ladder=STRENGTHS[1::3],
+    ),
+    "laptop": Profile(
+        "phantom",
+        64,
+        None,
+        *LITE,
+        replace(SLIDES, epochs=15, patience=4),
+        96,
+        seeds=3,
+        large=(LITE,),
+        large_seeds=3,
+        ladder=STRENGTHS,
+    ),
+    "study": Profile(
+        "real",
+        128,
+        None,
+        *SLIDES_BACKBONES[0],
+        replace(SLIDES, epochs=60, patience=10),
+        256,
+        seeds=3,
+        large=SLIDES_BACKBONES,
+        large_seeds=3,
+        ladder=STRENGTHS,
+    ),
+    "paper": Profile(
+        "real",
+        224,
+        None,
+        *SLIDES_BACKBONES[0],
+        SLIDES,
+        1024,
+        seeds=3,
+        large=SLIDES_BACKBONES,
+        large_seeds=3,
+        ladder=STRENGTHS,
+    ),
+}
+ALPHA = 0.5  # equation 18 weighs cross-entropy by α; the slides give no value
+
+
 @dataclass(frozen=True)
 class Settings:
     """A chapter's parameters after checking, and what follows from them."""
@@ -209,6 +267,16 @@ def ultrasound(profile: str, data: str | None, seed: int) -> Settings:
     Near-duplicates stay on one side of the split; the report's own split lets them leak (C4).
     """
     return choose(profile, data, seed, dataset="busi", profiles=ULTRASOUND, test=1 / 5)
+
+
+def assimilation(profile: str, data: str | None, seed: int, *, dataset: str = "chest_ct") -> Settings:
+    """The settings of the slides' chapters: one of their four data sets, classes of equal size, a fifth for testing.
+
+    ``run`` is vanilla transfer learning: the grey image in all three channels of the backbone.
+    """
+    chosen = choose(profile, data, seed, dataset=dataset, profiles=ASSIMILATION, test=1 / 5)
+    count = even_count(dataset) if chosen.run.real and chosen.run.count is None else chosen.run.count
+    return replace(chosen, run=replace(chosen.run, count=count, front="replicated"))
 
 
 def choose(
