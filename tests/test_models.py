@@ -32,6 +32,13 @@ def test_normalisation_is_inside_the_model():
     torch.testing.assert_close(model(pixel).flatten(), torch.tensor([1.0, 2.0, 0.0]))
 
 
+def test_the_simple_cnn_may_have_batch_norm():
+    plain, normed = (build(name, 2, weights="scratch") for name in ("simple_cnn", "simple_cnn_bn"))
+    layers = [[type(m).__name__ for m in model.backbone] for model in (plain, normed)]
+    assert [name for name in layers[1] if name != "BatchNorm2d"] == layers[0]
+    assert layers[1].count("BatchNorm2d") == layers[1].count("Conv2d") == 3
+
+
 def test_the_simple_cnn_is_the_reports():
     kinds = [type(layer).__name__ for layer in SimpleCNN(3)]
     assert kinds[:9] == ["Conv2d", "ReLU", "MaxPool2d"] * 3 and kinds[-1] == "Linear"
@@ -108,7 +115,12 @@ def test_a_file_that_does_not_fit_is_not_called_missing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        (("resnet19", 2), {}, ValueError, "unknown model 'resnet19': choose one of simple_cnn, resnet18"),
+        (
+            ("resnet19", 2),
+            {},
+            ValueError,
+            "unknown model 'resnet19': choose one of simple_cnn, simple_cnn_bn,",
+        ),
         (("resnet18", 1), {}, ValueError, "found 1 and 3"),
         (("resnet18", 2), {"in_channels": 0}, ValueError, "found 2 and 0"),
         (("simple_cnn", 2), {}, ValueError, "no pretrained weights"),
