@@ -247,6 +247,31 @@ def verdicts(chapter: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def ledger() -> str:
+    """The page that lists every claim of the documents with its verdict, as MyST text."""
+    parts = [
+        "# The claims, and what became of them",
+        "Each line is a sentence of ours about a published result, with a threshold that it can fail.\n"
+        "The verdict follows from the committed records of runs on real images alone: *supported* or *contradicted* when "
+        "the 95 % interval of the effect lies on one side of zero, *inconclusive* when it does not, *not yet tested* "
+        "without a record.\n"
+        "What the effect is, and how it was measured, stands in the chapter.",
+    ]
+    for document in _published().values():
+        found = [msgspec.convert(claim, Claim) for claim in document.get("claims", [])]
+        chapters = list(dict.fromkeys(claim.chapter for claim in found))
+        rows = [(chapter, row) for chapter in chapters for row in verdicts(chapter).to_dict("records")]
+        counts = ", ".join(f"{n} {v}" for v in VERDICTS if (n := sum(row["verdict"] == v for _, row in rows)))
+        parts += [f"## {document['document']['title']}", f"{{cite:p}}`{document['document']['cite']}`: {counts}."]
+        lines = ["| verdict | claim | effect [95 % interval] | measured on | chapter |", "|---|---|---|---|---|"]
+        for chapter, row in rows:
+            cells = [f"**{row['verdict']}**", row["claim"], row["effect [95 % interval]"], row["measured on"]]
+            cells.append(f"[](../notebooks/{chapter}.ipynb)")
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
 def stamp(made: Record) -> pd.DataFrame:
     """Where a record's numbers came from: what and its value, a row each."""
     p = made.provenance

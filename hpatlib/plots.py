@@ -231,7 +231,8 @@ def panels(images: dict[str, np.ndarray], titles: list[str], record: Record) -> 
         ]
         return _figure(
             canvas,
-            f"Phantom images. Rows: {shown}. {_label(record)}.",
+            # Pictures are always of phantoms, whatever the record's other numbers are of.
+            f"Phantom images. Rows: {shown}. {record.profile.capitalize()} profile, seed {record.seed}.",
             f"Grid of grey pictures. Rows: {shown}. Mean distance of the first row's pictures from its first one, in "
             f"grey levels of 255: {', '.join(changes)}.",
         )

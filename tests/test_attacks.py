@@ -104,7 +104,7 @@ def test_zero_gradients_give_no_nan(attack, images, labels):
 def state(model: nn.Module) -> list:
     modes = [module.training for module in model.modules()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    gradients = [parameter.grad for parameter in model.parameters()]
+    gradients = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]  # values, not the same tensor
     return [modes, flags, gradients, {name: tensor.clone() for name, tensor in model.state_dict().items()}]
 
 
