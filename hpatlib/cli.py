@@ -80,8 +80,24 @@ def run(
         if (message := execute(known[name], target, given)) is not None:
             failed.append(name)
             typer.echo(message, err=True)
+        elif not record:
+            _compare(name, profile.value, data.value if data else "*", seed)
     if failed:
         raise typer.Exit(1)
+
+
+def _compare(name: str, profile: str, data: str, seed: int) -> None:
+    """Say whether what was just measured agrees with the committed record of the same run, where there is one."""
+    from hpatlib.data.images import home
+
+    folder = Path(os.environ.get("HPAT_RECORDS") or home() / "records") / name
+    pattern = f"{profile}-{data}-seed{seed}.json"
+    newest = max(folder.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None or not (checkout() / "evidence" / name / newest.name).is_file():
+        return
+    from hpatlib import evidence  # seconds: it brings torch
+
+    typer.echo(evidence.agreement(evidence.read(newest), evidence.read(checkout() / "evidence" / name / newest.name)))
 
 
 def execute(source: Path, target: Path, parameters: dict) -> str | None:

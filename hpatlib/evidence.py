@@ -204,6 +204,30 @@ def read(path: Path) -> Record:
         raise ValueError(f"{path} is not a record: {error}. Write it anew with hpat run … --record") from error
 
 
+TOLERANCE = 0.05
+
+
+def agreement(made: Record, committed: Record) -> str:
+    """One line: does ``made`` reproduce ``committed``, effect by effect?
+
+    The same code on the same kind of processor gives the same digits; elsewhere, trainings drift apart. An effect
+    agrees when it is off by at most ``TOLERANCE``, or by half the width of its interval where that is more. Raises
+    ``ValueError`` for records of different runs.
+    """
+    asked = [(r.chapter, r.profile, r.data, r.seed) for r in (made, committed)]
+    if asked[0] != asked[1]:
+        raise ValueError(f"these are records of different runs: {asked[0]} and {asked[1]}")
+    known = {effect.claim: effect for effect in made.effects}
+    if missing := [effect.claim for effect in committed.effects if effect.claim not in known]:
+        return f"differs from the committed record: nothing measured for {', '.join(missing)}"
+    off = {e.claim: abs(known[e.claim].effect - e.effect) for e in committed.effects}
+    far = [e.claim for e in committed.effects if off[e.claim] > max(TOLERANCE, (e.high - e.low) / 2)]
+    largest = f"largest difference of {len(off)} effects {max(off.values(), default=0.0):.3g}"
+    if far:
+        return f"differs from the committed record: {largest}, beyond tolerance in {', '.join(far)}"
+    return f"agrees with the committed record: {largest}, tolerance {TOLERANCE} or half an interval"
+
+
 def verdict(effects: list[Effect]) -> str:
     """The verdict on a claim from its effects in all real records (one a seed).
 
@@ -252,9 +276,9 @@ def ledger() -> str:
     parts = [
         "# The claims, and what became of them",
         "Each line is a sentence of ours about a published result, with a threshold that it can fail.\n"
-        "The verdict follows from the committed records of runs on real images alone: *supported* or *contradicted* when "
-        "the 95 % interval of the effect lies on one side of zero, *inconclusive* when it does not, *not yet tested* "
-        "without a record.\n"
+        "The verdict follows from the committed records of runs on real images alone: *supported* or *contradicted* "
+        "when the 95 % interval of the effect lies on one side of zero, *inconclusive* when it does not, *not yet "
+        "tested* without a record.\n"
         "What the effect is, and how it was measured, stands in the chapter.",
     ]
     for document in _published().values():

@@ -46,6 +46,34 @@ def test_a_broken_record_is_named(tmp_path, content):
         evidence.read(path)
 
 
+def test_a_rerun_agrees_within_the_tolerance_or_says_where_not(made):
+    def moved(by: float, **changed) -> evidence.Record:
+        (first,) = made.effects
+        return msgspec.structs.replace(
+            made, effects=[msgspec.structs.replace(first, effect=first.effect + by)], **changed
+        )
+
+    (committed,) = made.effects
+    half = (committed.high - committed.low) / 2
+    assert half > evidence.TOLERANCE
+    assert evidence.agreement(made, made).startswith(
+        "agrees with the committed record: largest difference of 1 effects 0"
+    )
+    assert evidence.agreement(moved(0.9 * half), made).startswith("agrees")
+    assert f"beyond tolerance in {CLAIM}" in evidence.agreement(moved(1.1 * half), made)
+    assert f"nothing measured for {CLAIM}" in evidence.agreement(msgspec.structs.replace(made, effects=[]), made)
+    with pytest.raises(ValueError, match="different runs"):
+        evidence.agreement(moved(0, seed=4), made)
+
+
+def test_the_ledger_lists_every_claim_once_with_its_verdict():
+    page = evidence.ledger()
+    assert page.count("../notebooks/") == len(evidence.claims())
+    assert all(claim.statement in page for claim in evidence.claims())
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| **")]
+    assert {row[0].strip("|* ") for row in rows} <= set(evidence.VERDICTS) and all(len(row) == 5 for row in rows)
+
+
 def test_every_committed_record_is_whole_real_and_speaks_of_known_claims():
     files = sorted(evidence.folder().rglob("*.json"))
     known = {claim.id: claim.chapter for claim in evidence.claims()}
