@@ -13,7 +13,7 @@ book: $(ready)  ## run what is out of date, then build _build/html (PROFILE=lapt
 	$(bin)/hpat book --profile $(PROFILE) $(if $(DATA),--data $(DATA)) --cores $(CORES)
 
 test: book lint  ## the book, then every test, the chapters' stored outputs and the pages included
-	OMP_NUM_THREADS=1 $(bin)/pytest --nbval-lax tests notebooks  # models too small to share between cores
+	OMP_NUM_THREADS=1 $(bin)/pytest -n $(CORES) --dist loadfile --nbval-lax tests notebooks  # a file on each core
 
 bench: $(ready)  ## side-by-side timings: run on a machine that does nothing else
 	for script in benchmarks/*.py; do $(bin)/python $$script || exit 1; done
