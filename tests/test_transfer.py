@@ -88,7 +88,7 @@ def test_vanilla_and_assimilated_start_identical(networks):
     models = []
     for name in transfer.TRAININGS:
         run = transfer.trained_as(networks[0][0], name)
-        images = runs.data.load(run.dataset, real=False, size=run.size, count=run.count, seed=run.seed)
+        images = runs.data.load(run.dataset, real=False, size=run.size, count=4, seed=run.seed)
         torch.manual_seed(run.seed)
         models.append(runs._build(run, images, run.weights))
     x = images.tensors()[0][:4]
@@ -319,13 +319,15 @@ def test_records_and_pictures(swept, survived, painted, networks):
     assert "without GLCM loss by" in plots_assimilation.repainted({"chest_ct": shown}, record).alt
 
 
-def test_the_tables_of_the_slides(swept, networks):
+def test_the_tables_of_the_slides(swept, monkeypatch):
+    smoke = replace(settings.ASSIMILATION["smoke"], count=8)
+    monkeypatch.setitem(settings.ASSIMILATION, "smoke", smoke)
     own = settings.assimilation("smoke", None, 0)
     rows = pd.concat([transfer.size_rows(own), transfer.settings_rows(own, swept.trained)], ignore_index=True)
     record = evidence.record("assimilation/tables", own, swept.trained, rows, [], shown=SHOWN)
     sizes = plots_assimilation.sizes(record).frame
     assert sizes["published"].tolist() == [536, 536, 1595, 1595, 1583, 1583, 210, 210]
-    assert sizes["phantoms used"].tolist() == [128] * 8
+    assert sizes["phantoms used"].tolist() == [4] * 8
     training = plots_assimilation.training(record).frame
     assert training["on the slides"].tolist()[-1] == "not said" and "10 run" not in training.to_string()
 
