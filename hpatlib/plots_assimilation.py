@@ -47,8 +47,10 @@ def strengths(record: Record, trainings: tuple[str, ...] = ("assimilated", "vani
     panels = list(frame.groupby(["dataset", "model", "weights"], sort=False))
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
+    levels = 255 * np.unique(frame["eps"])
+    gap = np.diff(levels).min() if len(levels) > 1 else 1.0
     with plt.style.context(STYLE):
-        size = (max(4.6, 2.4 * columns), 2.3 * lines + 0.7)
+        size = (max(5.2, 2.4 * columns), (3.0 if len(panels) == 1 else 2.3) * lines + 0.6)
         canvas, grid = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
         told = []
         for axis in grid.flat[len(panels) :]:
@@ -60,10 +62,10 @@ def strengths(record: Record, trainings: tuple[str, ...] = ("assimilated", "vani
                     found = mine[mine["attack"].isin(("none", attack))].groupby("eps")["accuracy"]
                     mean, spread = found.mean(), found.std().fillna(0)
                     # Side by side, not on top of each other: iterated attacks often agree to the last image.
-                    x = 255 * mean.index + 0.07 * (number - 1.5) * (mean.index > 0)
+                    x = 255 * mean.index + 0.09 * gap * (number - 1.5) * (mean.index > 0)
                     solid = training == "assimilated"
                     style = {"color": colour, "ls": TRAININGS[training][1], "mfc": colour if solid else "white"}
-                    axis.errorbar(x, mean, spread, marker=marker, ms=3.2, lw=1.3, elinewidth=0.8, **style)
+                    axis.errorbar(x, mean, spread, marker=marker, ms=3.5, lw=1.2, elinewidth=0.6, **style)
                     points = ", ".join(f"{value:.2f} at {255 * eps:g}" for eps, value in mean.items())
                     title = f"{_panel(dataset, model, weights)}, {TRAININGS[training][0]}, {attack}"
                     told.append(f"{title}: {points}")
@@ -79,7 +81,7 @@ def strengths(record: Record, trainings: tuple[str, ...] = ("assimilated", "vani
         attacks = [Line2D([], [], color=c, marker=m, ms=4, ls="none", label=n) for n, (c, m) in ATTACKS.items()]
         styles = [Line2D([], [], color="#222222", ls=TRAININGS[t][1], label=TRAININGS[t][0]) for t in trainings]
         canvas.legend(handles=attacks, loc="outside upper center", ncols=len(attacks))
-        canvas.legend(handles=styles, loc="outside lower center", ncols=1 if columns == 1 else len(styles))
+        canvas.legend(handles=styles, loc="outside lower center", ncols=len(styles))
         return _figure(
             canvas,
             "Accuracy against attack strength; ε = 0 is the clean image. Points: mean over seeds; bars: their standard "
