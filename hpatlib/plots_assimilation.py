@@ -242,7 +242,7 @@ def sizes(record: Record) -> Table:
     return Table(
         frame.rename(columns={"used": used}),
         "Images of each class: on the slides, among the files found (real data only), and in this profile. "
-        f"{_label(record)}.",
+        f"{record.profile[0].upper()}{record.profile[1:]} profile, {record.data} data.",
     )
 
 

@@ -201,7 +201,6 @@ def worst_cases(found: checks.Evidence, eps: float) -> dict[tuple[str, float], n
     return {(name, eps): v for name, v in zip(WORST, (found.pgd, found.transfer, found.square, worst), strict=True)}
 
 
-@torch.no_grad()
 def textures(networks: Sequence[Sequence[Run]], *, shown: int) -> Study:
     """How far the assimilated picture's texture and colour are from the grey image, with and without the GLCM loss.
 
@@ -226,6 +225,7 @@ def textures(networks: Sequence[Sequence[Run]], *, shown: int) -> Study:
     return Study(pd.DataFrame(rows), {}, trained, distances)
 
 
+@torch.no_grad()
 def _texture(model: nn.Module, measured: ImageSet, size: int) -> dict[str, np.ndarray]:
     """Metric → ``[N]``."""
     found: dict[str, list[np.ndarray]] = {}
@@ -243,7 +243,6 @@ def _texture(model: nn.Module, measured: ImageSet, size: int) -> dict[str, np.nd
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
-@torch.no_grad()
 def pictures(run: Run, *, label: int = 1, count: int = 2) -> dict[str, np.ndarray]:
     """What the backbone sees of ``count`` phantoms of one class: name → ``[count, C, S, S]`` in [0, 1].
 
@@ -257,14 +256,15 @@ def pictures(run: Run, *, label: int = 1, count: int = 2) -> dict[str, np.ndarra
         images = model.test.tensors(index=list(index))[0].to(next(model.model.parameters()).device)
         shown.setdefault("original", images.cpu().numpy())
         name = "with GLCM loss" if training == "assimilated" else training
-        shown[name] = model.model.colour_image(images).cpu().numpy()
+        with torch.no_grad():  # not around the training above
+            shown[name] = model.model.colour_image(images).cpu().numpy()
     return shown
 
 
 def specimens(size: int, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """A phantom of each class of each data set: ``"without"`` and ``"with a lesion"`` → ``[4, 1, size, size]``."""
+    """A phantom of each class of each data set: ``"negative"`` and ``"positive"`` → ``[4, 1, size, size]``."""
     drawn = [data.load(name, real=False, size=size, count=2, seed=seed) for name in DATASETS]
-    index = {"without": 0, "with a lesion": 1}
+    index = {"negative": 0, "positive": 1}
     return {name: np.concatenate([d.tensors(index=[k])[0].numpy() for d in drawn]) for name, k in index.items()}
 
 

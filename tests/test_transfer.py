@@ -208,6 +208,14 @@ def test_textures_are_those_of_the_loss_itself(painted):
     assert len(painted.rows) == 2 * 2 * 8 and not painted.rows.isna().any().any()
 
 
+def test_models_train_with_gradients_whichever_chapter_comes_first(networks, monkeypatch):
+    load, seen = transfer.train_or_load, []
+    monkeypatch.setattr(transfer, "train_or_load", lambda run: (seen.append(torch.is_grad_enabled()), load(run))[1])
+    transfer.textures([networks[0][:1]], shown=2)
+    transfer.pictures(networks[0][0])
+    assert seen == [True] * 4
+
+
 def constructed(shares: dict[tuple[str, str, float], list[float]], n: int = 200, **more) -> transfer.Study:
     """A study whose accuracies are given: (training, attack, ε) → one share a seed."""
     hits = {
