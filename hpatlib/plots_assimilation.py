@@ -214,6 +214,11 @@ def textures(record: Record) -> Figure:
                     values = [found[found["metric"] == metric]["value"] for metric in metrics]
                     label = "without GLCM loss" if training != "assimilated" else "with GLCM loss"
                     _bars(axis, values, 0.4 * (offset - 0.5), 0.37, COLOURS[training], label)
+                    for place, each in enumerate(values):  # the loss can make a bar too low to be seen
+                        top = each.mean() + (each.std() if len(each) > 1 else 0)
+                        at = (place + 0.4 * (offset - 0.5), top)
+                        above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 6}
+                        axis.annotate(f"{each.mean():.2g}", at, **above)
                     points = ", ".join(f"{n} {v.mean():.3f}" for n, v in zip(metrics.values(), values, strict=True))
                     told.append(f"{DATASETS[dataset]}, {label}: {points}")
                 axis.set_xticks(range(len(metrics)), metrics.values(), fontsize=7.5)
