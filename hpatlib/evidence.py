@@ -137,6 +137,7 @@ def record(
     """Put together what a chapter measured on ``shown`` images, and write it to ``$HPAT_RECORDS`` (home()/records).
 
     ``trained``: the model, or all models of a chapter that compares several; the first stands for them in the stamp.
+    A missing value (NaN) of ``rows`` is left out of its row: tables of several kinds can share a record.
     """
     several = [] if isinstance(trained, runs.Trained) else list(trained)
     trained = several[0] if several else trained
@@ -146,7 +147,7 @@ def record(
         profile=settings.profile,
         data=settings.data,
         seed=settings.seed,
-        rows=rows.to_dict("records"),
+        rows=[{k: v for k, v in row.items() if not pd.isna(v)} for row in rows.to_dict("records")],
         effects=effects,
         provenance={
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -159,7 +160,7 @@ def record(
                 "device": trained.provenance["device"],
             },
             "data": {
-                **trained.provenance["data"],
+                **_data(several or [trained]),
                 "size": settings.size,
                 "split_by": decided["split_by"],
                 "shown": shown,
@@ -174,9 +175,16 @@ def record(
     return made
 
 
+def _data(several: list[runs.Trained]) -> dict:
+    """What the first model learned from; of a chapter on several data sets, theirs in turn, separated by commas."""
+    first = {t.provenance["data"]["name"]: t.provenance["data"] for t in reversed(several)}
+    found = [first[name] for name in dict.fromkeys(t.provenance["data"]["name"] for t in several)]
+    return found[0] if len(found) == 1 else {k: ", ".join(str(one[k]) for one in found) for k in found[0]}
+
+
 def _model(trained: runs.Trained) -> dict:
     """What tells a model from the others of its chapter."""
-    told = ("model", "weights", "seed", "repeat", "split_by", "static_eps", "adversary", "mixbn")
+    told = ("dataset", "model", "weights", "seed", "repeat", "split_by", "static_eps", "adversary", "mixbn", "front")
     run = {name: trained.provenance["run"][name] for name in told}
     return {"key": trained.provenance["key"], **run, "seconds": trained.provenance["seconds"]}
 

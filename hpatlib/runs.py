@@ -10,7 +10,7 @@ import json
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -103,7 +103,8 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
     after its last whole epoch. ``device``: where to train and to put the model (default: CUDA where there is one).
     """
     device = device or default_device()
-    images = data.load(run.dataset, real=run.real, size=run.size, count=run.count, seed=run.seed)
+    load = data.load if run.real else _drawn
+    images = load(run.dataset, real=run.real, size=run.size, count=run.count, seed=run.seed)
     train, test = data.split(images, by=run.split_by, test=run.test, seed=run.seed)
     folder = home() / "models" / key(run, images.fingerprint)
     weights, about = folder / "model.safetensors", folder / "run.json"
@@ -153,6 +154,10 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
             write(about, json.dumps(record, indent=1).encode())
             (folder / "checkpoint.safetensors").unlink()
     return Trained(model.to(device).eval(), train, test, json.loads(about.read_text()))
+
+
+# Phantoms follow from these alone, and drawing them takes longer than training a small model on them for an epoch.
+_drawn = lru_cache(maxsize=8)(data.load)
 
 
 def _build(run: Run, train: data.ImageSet, weights: str) -> nn.Module:
