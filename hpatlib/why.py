@@ -128,7 +128,7 @@ def landscape(chosen: Settings) -> Study:
         ).cpu()
         return (found - found[:, POINTS // 2, POINTS // 2].view(-1, 1, 1)).double().mean(dim=0).numpy()
 
-    return _study(chosen, measure, crops=max(12, chosen.shown // 4), surface=surface)
+    return _study(chosen, measure, crops=max(6, chosen.shown // 8), surface=surface)
 
 
 def _study(
