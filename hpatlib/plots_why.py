@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
 from hpatlib import explain, glcm
@@ -27,10 +27,10 @@ CREDIT = "Photographs: scikit-image's, CC0 or without known copyright restrictio
 def attention(record: Record) -> Figure:
     """How much of the Grad-CAM mass the brightest pixels hold (left), and the area that holds half of it (right)."""
     frame = pd.DataFrame(record.rows)
-    area, everything = frame[frame["metric"] == "area"], frame["seed"] == "all"
+    area = frame[frame["metric"] == "area"]
     with plt.style.context(STYLE):
         canvas, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.9), width_ratios=(1, 1.15))
-        for task, rows in area[everything].groupby("task", sort=False):
+        for task, rows in area[area["seed"] == "all"].groupby("task", sort=False):
             name, colour = TASKS[task]
             style = "--" if task == HEAD else "-"
             x, y = [0, *rows["value"], 1], [0, *rows["x"], 1]
@@ -44,9 +44,10 @@ def attention(record: Record) -> Figure:
         right.axvline(HALF, color="#999999", lw=0.8, ls=":")
         return _figure(
             canvas,
-            "Left: share of the Grad-CAM mass that the brightest pixels hold, mean over images; a map that looks "
-            "everywhere alike follows the dotted diagonal. Right: the attended area, the smallest share of pixels with "
-            "half of the mass; points: mean over trainings, small ones: each, bars: 95 % bootstrap intervals. "
+            "Left: share of the Grad-CAM mass that the brightest pixels hold, mean over images, in the colours of the "
+            "right; a map that looks everywhere alike follows the dotted diagonal. Right: the attended area, the "
+            "smallest share of pixels with half of the mass; points: mean over trainings, small ones: each, bars: 95 % "
+            "bootstrap intervals. "
             f"{_others(record)}",
             f"Curves of Grad-CAM mass against share of pixels, and a dot chart of the attended area: {told}.",
         )
@@ -91,10 +92,10 @@ def landscapes(record: Record) -> Figure:
             lines = axis.contour(grid.columns, grid.index, grid, levels=levels, colors="white", linewidths=0.4)
             axis.clabel(lines, lines.levels[::2], fontsize=6, fmt="%g")
             axis.plot(0, 0, "+", color="white", ms=7)
-            axis.set_title(TASKS[task][0].replace("\n", ", "))
+            axis.set_title(TASKS[task][0].replace("\n", " "))
             axis.set_aspect("equal")
             axis.grid(False)
-            told.append(f"{TASKS[task][0]} {grid.loc[0].iloc[-1]:.2f}".replace("\n", ", "))
+            told.append(f"{TASKS[task][0]} {grid.loc[0].iloc[-1]:.2f}".replace("\n", " "))
         for axis in list(axes.flat)[len(tasks) :]:
             axis.axis("off")
         for axis in axes[-1]:
@@ -149,7 +150,7 @@ def scores(record: Record) -> Table:
     }
     rows = []
     for task, found in frame.groupby("task", sort=False):
-        row = {"task": TASKS[task][0].replace("\n", ", "), "network": NETWORKS.get(*[found["model"].iloc[0]] * 2)}
+        row = {"task": TASKS[task][0].replace("\n", " "), "network": NETWORKS.get(*[found["model"].iloc[0]] * 2)}
         for metric, name in names.items():
             mine = found[found["metric"] == metric]
             if metric not in set(frame["metric"]):
@@ -192,7 +193,7 @@ def maps(shown: list[Asked], record: Record) -> Figure:
                 axis.spines[:].set_visible(False)
             axes[0][column].set_title(TASKS[one.task][0], fontsize=7.5)
             axes[1][column].set_xlabel(f"{100 * float(area[pick]):.0f} % of pixels", fontsize=7.5)
-            told.append(f"{TASKS[one.task][0]} {100 * float(area[pick]):.0f} %".replace("\n", ", "))
+            told.append(f"{TASKS[one.task][0]} {100 * float(area[pick]):.0f} %".replace("\n", " "))
         axes[0][0].set_ylabel("image")
         axes[1][0].set_ylabel("Grad-CAM")
         return _figure(
@@ -258,6 +259,8 @@ def textures(images: dict[str, Tensor], record: Record) -> Figure:
             axis.tick_params(axis="y", labelsize=6.5)
             if feature in ("asm", "contrast"):
                 axis.set_yscale("log")
+                axis.yaxis.set_minor_formatter(NullFormatter())
+        panels[1].set_yticks([200, 500, 1000, 2000], ["200", "500", "1000", "2000"])
         panels[2].set_xlabel("orientation, distance 3; grey: the first four over again")
         named = " and ".join(name for name in images if name not in TEXTURES)
         return _figure(
@@ -302,7 +305,7 @@ def _dots(axis: plt.Axes, frame: pd.DataFrame) -> str:
         if len(each) > 1:
             axis.plot(each, [place + 0.22] * len(each), ".", color=colour, ms=3.5, alpha=0.7)
         numbers = f"{one['value']:.3g} [{one['low']:.3g}, {one['high']:.3g}]"
-        told.append(f"{name} {numbers}".replace("\n", ", "))
+        told.append(f"{name} {numbers}".replace("\n", " "))
     axis.set_yticks(range(len(tasks)), [TASKS[task][0] for task in tasks])
     axis.set_ylim(len(tasks) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
