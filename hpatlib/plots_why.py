@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.colors import SymLogNorm
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from hpatlib import explain, glcm
@@ -66,7 +67,8 @@ def sharpness(record: Record) -> Figure:
         for axis, (metric, title) in zip(axes, named.items(), strict=True):
             told.append(f"{title}: {_dots(axis, frame[frame['metric'] == metric])}")
             axis.set(xlabel=title)
-            axis.set_xlim(left=0) if axis.get_xlim()[0] >= 0 else None
+            if frame[frame["metric"] == metric]["low"].min() > 0:
+                axis.set_xscale("log")
         return _figure(
             canvas,
             "How steep the loss is around test images. Left: how far PGD raises it within 4/255; right: the eigenvalue "
@@ -81,17 +83,19 @@ def landscapes(record: Record) -> Figure:
     frame = pd.DataFrame(record.rows)
     frame = frame[frame["metric"] == "landscape"]
     tasks = list(frame["task"].unique())
-    low, high = min(0.0, frame["value"].min()), frame["value"].max()
-    levels = MaxNLocator(nbins=14).tick_values(low, high)
+    # Tasks differ by powers of ten: levels go up in threes, and the scale is a straight line only near zero.
+    top = next(k for k in range(-1, 9) if abs(frame["value"]).max() <= 10.0**k)
+    rise = [m * 10.0**k for k in range(-2, top) for m in (1, 3)] + [10.0**top]
+    levels = [-level for level in reversed(rise)] + rise
+    scale = SymLogNorm(linthresh=0.01, vmin=levels[0], vmax=levels[-1])
     with plt.style.context(STYLE):
         canvas, axes = plt.subplots(2, 3, figsize=(7.2, 4.7), sharex=True, sharey=True)
         told = []
         for axis, task in zip(axes.flat, tasks, strict=False):
             grid = frame[frame["task"] == task].pivot(index="y", columns="x", values="value")
-            filled = axis.contourf(grid.columns, grid.index, grid, levels=levels, cmap="cividis")
-            lines = axis.contour(grid.columns, grid.index, grid, levels=levels, colors="white", linewidths=0.4)
-            axis.clabel(lines, lines.levels[::2], fontsize=6, fmt="%g")
-            axis.plot(0, 0, "+", color="white", ms=7)
+            filled = axis.contourf(grid.columns, grid.index, grid, levels=levels, cmap="PuOr_r", norm=scale)
+            axis.contour(grid.columns, grid.index, grid, levels=levels, colors="#222222", linewidths=0.5)
+            axis.plot(0, 0, "+", color="#222222", ms=7)
             axis.set_title(TASKS[task][0].replace("\n", " "))
             axis.set_aspect("equal")
             axis.grid(False)
@@ -102,11 +106,13 @@ def landscapes(record: Record) -> Figure:
             axis.set_xlabel("along the gradient's sign")
         for axis in axes[:, 0]:
             axis.set_ylabel("along random signs")
-        canvas.colorbar(filled, ax=axes, label="mean rise of the cross-entropy, nats", shrink=0.8)
+        bar = canvas.colorbar(filled, ax=axes, label="mean rise of the cross-entropy, nats", shrink=0.8)
+        bar.set_ticks(levels, labels=[f"{level:g}".replace("-", "−") for level in levels])
         return _figure(
             canvas,
             "Loss slices: how far the mean cross-entropy rises above that of the clean images (+), along the sign of "
-            "its gradient and along random signs at right angles to it; both axes in grey levels of 255. "
+            "its gradient and along random signs at right angles to it; both axes in grey levels of 255, "
+            "colours in steps of about three. "
             f"{_others(record)}",
             f"Contour maps of the mean loss in one colour scale. Rise at the right edge, 4/255 along the gradient: "
             f"{', '.join(told)}.",
@@ -128,11 +134,14 @@ def slices(record: Record) -> Figure:
                 axis.plot(rows[along], rows["value"], style, color=colour, label=name.replace("\n", " "))
                 told.append(f"{title}, {name}: {rows['value'].iloc[-1]:.2f}".replace("\n", " "))
             axis.set(xlabel=title)
+            axis.set_yscale("symlog", linthresh=0.1)
+            axis.axhline(0, color="#999999", lw=0.8)
         axes[0].set_ylabel("mean rise of the loss, nats")
-        axes[0].legend(loc="upper left", fontsize=7)
+        canvas.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         return _figure(
             canvas,
-            f"The middle lines of the slices above, all in one scale. {_others(record)}",
+            "The middle lines of the slices above, in a scale that is straight within ±0.1 and logarithmic outside. "
+            f"{_others(record)}",
             f"Two line charts of the mean rise of the loss; at the right end: {'; '.join(told)}.",
         )
 

@@ -27,7 +27,7 @@ SHARES = (*(k / 10 for k in range(1, 10)), 0.95, 0.99)  # of a map's mass; the c
 HALF = 0.5
 PLACES = 16  # positions of the feature map behind Grad-CAM: 4 × 4 at least, for every network and size
 EPS = 4 / 255  # the middle of the slides' range
-POINTS = 11  # a side of a loss slice
+POINTS = 9  # a side of a loss slice: a point every grey level
 SLICES = 16  # images a slice is averaged over, in each training
 ITERATIONS = 10  # of PGD and of the power iteration
 
