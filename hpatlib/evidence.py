@@ -16,7 +16,7 @@ import pandas as pd
 
 from hpatlib import runs
 from hpatlib._files import write
-from hpatlib.data.images import home
+from hpatlib.data.images import ImageSet, home
 from hpatlib.settings import Settings
 
 PACKAGE = Path(__file__).parent
@@ -128,7 +128,7 @@ def effect(claim: str, values, statistic: Callable[[np.ndarray], np.ndarray] | N
 def record(
     chapter: str,
     settings: Settings,
-    trained: runs.Trained | Sequence[runs.Trained],
+    trained: runs.Trained | Sequence[runs.Trained] | ImageSet,
     rows: pd.DataFrame,
     effects: list[Effect],
     *,
@@ -138,10 +138,25 @@ def record(
 
     ``trained``: the model, or all models of a chapter that compares several; the first stands for them in the stamp.
     A missing value (NaN) of ``rows`` is left out of its row: tables of several kinds can share a record.
+    A chapter that asks no model passes its images.
     """
-    several = [] if isinstance(trained, runs.Trained) else list(trained)
-    trained = several[0] if several else trained
-    decided = trained.provenance["run"]
+    several: list[runs.Trained] = []
+    if isinstance(trained, ImageSet):
+        about = {"data": {"name": trained.name, "fingerprint": trained.fingerprint, "images": len(trained)}}
+        side, device = {"size": trained.images.shape[-1]}, "cpu"
+    else:
+        several = [] if isinstance(trained, runs.Trained) else list(trained)
+        trained = several[0] if several else trained
+        decided, about = trained.provenance["run"], {"data": _data(several or [trained])}
+        about["model"] = {
+            "key": trained.provenance["key"],
+            "name": decided["model"],
+            "weights": decided["weights"],
+            "seconds": trained.provenance["seconds"],
+            "device": trained.provenance["device"],
+        }
+        side = {"size": settings.size, "split_by": decided["split_by"]}
+        device = str(next(trained.model.parameters()).device)
     made = Record(
         chapter=chapter,
         profile=settings.profile,
@@ -152,21 +167,10 @@ def record(
         provenance={
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "seconds": round(time.perf_counter() - settings.started, 1),
-            "model": {
-                "key": trained.provenance["key"],
-                "name": decided["model"],
-                "weights": decided["weights"],
-                "seconds": trained.provenance["seconds"],
-                "device": trained.provenance["device"],
-            },
-            "data": {
-                **_data(several or [trained]),
-                "size": settings.size,
-                "split_by": decided["split_by"],
-                "shown": shown,
-            },
+            **about,
+            "data": {**about["data"], **side, "shown": shown},
             **({"models": [_model(t) for t in several], "seeds": _seeds(several)} if several else {}),
-            **runs.environment(str(next(trained.model.parameters()).device)),
+            **runs.environment(device),
         },
     )
     folder = Path(os.environ.get("HPAT_RECORDS") or home() / "records")
@@ -310,14 +314,18 @@ def stamp(made: Record) -> pd.DataFrame:
     data = p["data"]
     kind = "real" if made.real else "phantom (no evidence about patients)"
     more = p.get("models", [{}])[1:]
+    if "model" in p:
+        sides = f"{data['train']} for training, {data['test']} for testing (split by {data['split_by']})"
+        model = f"{p['model']['name']} from {p['model']['weights']}, {p['model']['key']}, "
+        model += f"trained in {p['model']['seconds']} s on {p['model']['device']}"
+        model += f"; and {len(more)} more, trained in {sum(m['seconds'] for m in more):.0f} s" if more else ""
+    else:
+        sides, model = f"{data['images']} at hand", "none is asked"
     rows = {
         "chapter": made.chapter,
         "profile, data, seed": f"{made.profile}, {kind}, {', '.join(map(str, made.seeds))}",
-        "images": f"{data['name']} {data['fingerprint']}, {data['size']} px, {data['train']} for training, "
-        f"{data['test']} for testing (split by {data['split_by']}), {data['shown']} of them measured",
-        "model": f"{p['model']['name']} from {p['model']['weights']}, {p['model']['key']}, "
-        f"trained in {p['model']['seconds']} s on {p['model']['device']}"
-        + (f"; and {len(more)} more, trained in {sum(m['seconds'] for m in more):.0f} s" if more else ""),
+        "images": f"{data['name']} {data['fingerprint']}, {data['size']} px, {sides}, {data['shown']} of them measured",
+        "model": model,
         "device, wall time": f"{p['device']}, {p['seconds']} s",
         "versions": ", ".join(f"{name} {number}" for name, number in p["versions"].items()) + f", Python {p['python']}",
         "library source": p["source"],

@@ -70,11 +70,13 @@ def attention(
 
 
 @torch.no_grad()
-def last_feature_map(model: nn.Module, images: Tensor) -> nn.Module:
+def last_feature_map(model: nn.Module, images: Tensor, *, places: int = 2) -> nn.Module:
     """The module that ends last among those with an output ``[B, K, h, w]`` larger than 1×1: Grad-CAM's usual layer.
 
+    ``places``: how many positions h · w it must have at least, to compare models at one resolution.
+
     It depends on the size of ``images [B, C, H, W]``: the last stage of a ResNet is 1×1 at 32 px and tells no places
-    apart, so the stage before answers. Poolings to a fixed size, and the inside of blocks that end at 1×1, are passed
+    apart, so the stage before answers. Poolings to a fixed size, and the inside of blocks that end smaller, are passed
     over.
     """
     ended: list[nn.Module] = []
@@ -83,7 +85,7 @@ def last_feature_map(model: nn.Module, images: Tensor) -> nn.Module:
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
         if not isinstance(output, Tensor) or output.ndim != 4:
             return
-        if output.shape[2] * output.shape[3] == 1:
+        if output.shape[2] * output.shape[3] < places:
             single.add(module)
         elif not isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
             ended.append(module)
@@ -95,12 +97,14 @@ def last_feature_map(model: nn.Module, images: Tensor) -> nn.Module:
     finally:
         for handle in handles:
             handle.remove()
-    # A plain Sequential is a list of stages or layers; any other module that ends at 1×1 is one block of arithmetic.
+    # A plain Sequential is a list of stages or layers; any other module that ends too small is one block of arithmetic.
     blocks = [module for module in single if type(module) is not nn.Sequential]
     inside = {part for block in blocks for part in block.modules()}
     found = [module for module in ended if module not in inside]
     if not found:
-        raise ValueError("the model has no feature map [B, K, h, w] larger than 1×1: pass layer=, or larger images")
+        raise ValueError(
+            f"the model has no feature map [B, K, h, w] with {places} places or more: pass layer=, or larger images"
+        )
     return found[-1]
 
 

@@ -23,7 +23,8 @@ from torch import nn
 from hpatlib import attacks, data, models, training
 from hpatlib._files import write
 from hpatlib.assimilation import Assimilated, Objective, Replicated
-from hpatlib.data.images import home
+from hpatlib.data import photographs
+from hpatlib.data.images import ImageSet, home
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import convert_mixbn
 
@@ -35,10 +36,11 @@ PACKAGES = ("hpatlib", "torch", "timm", "gpytorch", "numpy", "scikit-learn")
 class Run:
     """Everything that decides a trained model.
 
-    ``dataset``: a key of ``data.SOURCES``; ``real``: its images, or phantoms of its modality; ``size``: image side in
-    pixels; ``count``: at most so many images; ``split_by``, ``test``: see ``data.split``; ``model``, ``weights``: see
-    ``models.build``; ``seed`` decides the phantoms, the split, the first weights and the order of the batches;
-    ``repeat`` tells models of the same split apart: other first weights, another order of the batches.
+    ``dataset``: a key of ``data.SOURCES``, or ``data.photographs.KEY``; ``real``: its images, or phantoms of its
+    modality; ``size``: image side in pixels; ``count``: at most so many images; ``split_by``, ``test``: see
+    ``data.split``; ``model``, ``weights``: see ``models.build``; ``seed`` decides the phantoms, the split, the first
+    weights and the order of the batches; ``repeat`` tells models of the same split apart: other first weights, another
+    order of the batches.
 
     ``static_eps`` in (0, 1]: train on FGSM examples alone, made once at this ε from the model of the same run without
     it (C3). ``adversary``: add the loss on the images that it makes of each batch with the model as it is in that step
@@ -73,6 +75,8 @@ class Run:
             raise ValueError(f"static_eps must lie in (0, 1], found {self.static_eps}")
         if self.static_eps is not None and self.adversary is not None:
             raise ValueError("a model trains on a static set or against an adversary, not both: leave one out")
+        if self.dataset == photographs.KEY and self.real:
+            raise ValueError("photographs are nobody's patients: leave real=False")
         if self.mixbn and self.adversary is None:
             raise ValueError("mixbn needs an adversary: without one, its second branch would never be trained")
         if self.front not in (None, *FRONTS):
@@ -103,8 +107,7 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
     after its last whole epoch. ``device``: where to train and to put the model (default: CUDA where there is one).
     """
     device = device or default_device()
-    load = data.load if run.real else _drawn
-    images = load(run.dataset, real=run.real, size=run.size, count=run.count, seed=run.seed)
+    images = _images(run)
     train, test = data.split(images, by=run.split_by, test=run.test, seed=run.seed)
     folder = home() / "models" / key(run, images.fingerprint)
     weights, about = folder / "model.safetensors", folder / "run.json"
@@ -158,6 +161,13 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
 
 # Phantoms follow from these alone, and drawing them takes longer than training a small model on them for an epoch.
 _drawn = lru_cache(maxsize=8)(data.load)
+
+
+def _images(run: Run) -> ImageSet:
+    if run.dataset == photographs.KEY:
+        return photographs.load(run.count, size=run.size, seed=run.seed)
+    load = data.load if run.real else _drawn
+    return load(run.dataset, real=run.real, size=run.size, count=run.count, seed=run.seed)
 
 
 def _build(run: Run, train: data.ImageSet, weights: str) -> nn.Module:
