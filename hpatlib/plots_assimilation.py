@@ -218,7 +218,7 @@ def textures(record: Record) -> Figure:
                         top = each.mean() + (each.std() if len(each) > 1 else 0)
                         at = (place + 0.4 * (offset - 0.5), top)
                         above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 6}
-                        axis.annotate(f"{each.mean():.2g}", at, **above)
+                        axis.annotate("<0.01" if each.mean() < 0.01 else f"{each.mean():.2f}", at, **above)
                     points = ", ".join(f"{n} {v.mean():.3f}" for n, v in zip(metrics.values(), values, strict=True))
                     told.append(f"{DATASETS[dataset]}, {label}: {points}")
                 axis.set_xticks(range(len(metrics)), metrics.values(), fontsize=7.5)

@@ -129,7 +129,7 @@ def test_claims_have_unique_ids_and_effects_refuse_unknown_ones():
 def test_published_values_have_a_place_in_the_document():
     assert evidence.published("hpat")["stbo_queries"]["value"] == 100
     assert all({"value", "unit", "where"} <= set(value) for value in evidence.published("hpat").values())
-    with pytest.raises(ValueError, match="choose one of hpat"):
+    with pytest.raises(ValueError, match=r"choose one of .*hpat"):
         evidence.published("hapt")
 
 
