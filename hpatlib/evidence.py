@@ -189,7 +189,7 @@ def _data(several: list[runs.Trained]) -> dict:
 def _model(trained: runs.Trained) -> dict:
     """What tells a model from the others of its chapter."""
     told = ("dataset", "model", "weights", "seed", "repeat", "split_by", "static_eps", "adversary", "mixbn", "front")
-    run = {name: trained.provenance["run"][name] for name in told}
+    run = {name: trained.provenance["run"].get(name) for name in told}
     return {"key": trained.provenance["key"], **run, "seconds": trained.provenance["seconds"]}
 
 

@@ -86,7 +86,7 @@ def test_bad_uses_are_refused(model, mixed_model, images):
         strip(mixed_model, "mix")
     with pytest.raises(ValueError, match="unknown branch"), branch(mixed_model, "main"):
         pass
-    with pytest.raises(ValueError, match="found 3"), branch(mixed_model, "mix"):
+    with pytest.raises(ValueError, match="found a batch of 3"), branch(mixed_model, "mix"):
         mixed_model(images[:3])
 
 
