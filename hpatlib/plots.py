@@ -489,7 +489,8 @@ def framework(walk: Walk, record: Record) -> Figure:
         return _figure(
             canvas,
             f"One batch on its way through HPAT: pictures, then tensors. {_label(record)}.",
-            f"Pictures of {count} phantom cells: {', '.join(name for name, _ in pictures)}. Below, a chain of boxes: "
+            f"Pictures of {count} {'real' if record.real else 'phantom'} cells: "
+            f"{', '.join(name for name, _ in pictures)}. Below, a chain of boxes: "
             f"{told}.",
         )
 
