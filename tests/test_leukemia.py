@@ -203,7 +203,7 @@ def test_records_and_figures_of_table_2(chosen, measured):
     assert {effect.claim for effect in record.effects} <= {
         c.id for c in evidence.claims() if c.chapter == record.chapter
     }
-    figure, table = plots.mixbn(record), plots.ablation([record])
+    figure, table = plots.leukemia.mixbn(record), plots.leukemia.ablation([record])
     assert "split by image" in figure.alt and "Adv_h" in figure.alt
     frame = table.frame
     assert (frame["source"] == "the document").sum() == 6 and len(frame) == 6 + 2 * 9 * 2
@@ -228,7 +228,7 @@ def test_algorithm_1_step_by_step_adds_up(chosen):
     # 6 of PGD and 8 of STBO, whose first answer is checked on one image; as printed, after each of the 6 steps.
     assert passes == pytest.approx([6 + 8 + 1 / 6, 6 * (1 + 8 + 1 / 6)], abs=0.06)
     assert "6.00/255" in lines["PGD, 6 steps of 1/255"]
-    assert len(walk.louder) == 6 and plots.framework(walk, _record(chosen, walk)).alt
+    assert len(walk.louder) == 6 and plots.leukemia.framework(walk, _record(chosen, walk)).alt
 
 
 def _record(chosen, walk):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpatlib import attacks, checks, evidence, plots_assimilation, runs, settings, transfer
+from hpatlib import attacks, checks, evidence, plots, runs, settings, transfer
 from hpatlib.data import ImageSet
 from hpatlib.evaluation import logits, sample
 from hpatlib.training import Recipe
@@ -310,21 +310,21 @@ def test_records_and_pictures(swept, survived, painted, networks):
     assert not any(value != value for row in record.rows for value in row.values())
     path = next(evidence.Path(evidence.os.environ["HPAT_RECORDS"]).glob("assimilation/test/*.json"))
     assert evidence.read(path) == record
-    for figure in (plots_assimilation.strengths(record), plots_assimilation.survival(record)):
+    for figure in (plots.transfer.strengths(record), plots.transfer.survival(record)):
         assert "seeds 0, 1" in figure.caption and "chest CT, SimpleCNN (scratch)" in figure.alt
     mean = swept.rows.query("training == 'vanilla' and attack == 'BIM' and eps > 0.02")["accuracy"].mean()
-    assert f"{mean:.2f} at 8" in plots_assimilation.strengths(record).alt
-    assert len(plots_assimilation.masking([record]).frame) == len(checks.CHECKS)
-    assert len(plots_assimilation.accuracies([record]).frame) == len(transfer.TRAININGS)
+    assert f"{mean:.2f} at 8" in plots.transfer.strengths(record).alt
+    assert len(plots.transfer.masking([record]).frame) == len(checks.CHECKS)
+    assert len(plots.transfer.accuracies([record]).frame) == len(transfer.TRAININGS)
     record = evidence.record("assimilation/textures", own, painted.trained, painted.rows, [], shown=SHOWN)
-    assert "all five" in plots_assimilation.textures(record).alt
+    assert "all five" in plots.transfer.textures(record).alt
     shown = transfer.pictures(networks[0][0])
     assert {name: p.shape for name, p in shown.items()} == {
         "original": (2, 1, 32, 32),
         "without GLCM loss": (2, 3, 32, 32),
         "with GLCM loss": (2, 3, 32, 32),
     }
-    assert "without GLCM loss by" in plots_assimilation.repainted({"chest_ct": shown}, record).alt
+    assert "without GLCM loss by" in plots.transfer.repainted({"chest_ct": shown}, record).alt
 
 
 def test_the_tables_of_the_slides(swept, monkeypatch):
@@ -333,10 +333,10 @@ def test_the_tables_of_the_slides(swept, monkeypatch):
     own = settings.assimilation("smoke", None, 0)
     rows = pd.concat([transfer.size_rows(own), transfer.settings_rows(own, swept.trained)], ignore_index=True)
     record = evidence.record("assimilation/tables", own, swept.trained, rows, [], shown=SHOWN)
-    sizes = plots_assimilation.sizes(record).frame
+    sizes = plots.transfer.sizes(record).frame
     assert sizes["published"].tolist() == [536, 536, 1595, 1595, 1583, 1583, 210, 210]
     assert sizes["phantoms used"].tolist() == [4] * 8
-    training = plots_assimilation.training(record).frame
+    training = plots.transfer.training(record).frame
     assert training["on the slides"].tolist()[-1] == "not said" and "10 run" not in training.to_string()
 
 

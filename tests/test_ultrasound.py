@@ -251,11 +251,18 @@ def test_a_record_of_several_seeds_names_every_model_and_is_drawn(measured, seed
     assert record.seeds == [0, 1] and "seeds 0, 1" in record.label and "a seed" in record.label
     assert len(record.provenance["models"]) == len(measured.trained)
     assert "and 7 more" in evidence.stamp(record).to_string(max_colwidth=None)
-    for figure in (plots.attack_training(record, eps=EPS), plots.losses(record, eps=EPS), plots.ladder(record)):
+    for figure in (
+        plots.ultrasound.attack_training(record, eps=EPS),
+        plots.ultrasound.losses(record, eps=EPS),
+        plots.ultrasound.ladder(record),
+    ):
         assert "seeds 0, 1" in figure.caption and "SimpleCNN (scratch)" in figure.alt
     accuracy = measured.rows.query("metric == 'accuracy' and training == 'static' and on == 'perturbed'")["value"]
-    assert f"perturbed {accuracy.mean():.2f} ± {accuracy.std():.2f}" in plots.attack_training(record, eps=EPS).alt
-    table = plots.accuracies([record], eps=EPS).frame
+    assert (
+        f"perturbed {accuracy.mean():.2f} ± {accuracy.std():.2f}"
+        in plots.ultrasound.attack_training(record, eps=EPS).alt
+    )
+    table = plots.ultrasound.accuracies([record], eps=EPS).frame
     assert table["seeds"].tolist() == [2, 2, 2]
 
 
@@ -265,7 +272,7 @@ def test_the_literal_chapters_rows_and_picture(seeds):
     assert len(measured.rows) == len(seeds) * 3 * 2 * 3
     chosen = replace(settings.choose("smoke", None, 0), run=seeds[0])
     record = evidence.record("ultrasound/test", chosen, measured.trained, measured.rows, effects, shown=40)
-    assert "at ε = 0.5" in plots.formulas(record).alt
+    assert "at ε = 0.5" in plots.ultrasound.formulas(record).alt
     picture = np.full((2, 1, 4, 4), 0.5)
     picture[1] += 0.1
     assert "noisy 25.5" in plots.panels({"row": picture}, ["image", "noisy"], record).alt

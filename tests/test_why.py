@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpatlib import data, evidence, explain, plots_why, runs, settings, why
+from hpatlib import data, evidence, explain, plots, runs, settings, why
 from hpatlib.data import photographs
 from hpatlib.training import Recipe
 
@@ -180,8 +180,8 @@ def test_attention_is_measured_recorded_and_drawn(networks, chosen):
     effects = why.attention_effects(measured)
     assert [e.effect for e in effects] == pytest.approx([0] * 3, abs=0.02)  # one network everywhere
     record = evidence.record("assimilation/test", chosen, measured.trained, rows, effects, shown=10)
-    assert "chest CT" in plots_why.attention(record).alt
-    table = plots_why.scores(record).frame
+    assert "chest CT" in plots.why.attention(record).alt
+    table = plots.why.scores(record).frame
     assert len(table) == 6 and table["accuracy"].iloc[-1] == "–" and "attended area" in table
     assert {model["dataset"] for model in record.provenance["models"]} == {*why.MEDICAL, why.NATURAL}
 
@@ -197,7 +197,7 @@ def test_the_landscape_is_measured_recorded_and_drawn(networks, chosen, monkeypa
     assert line.is_monotonic_increasing and line.iloc[2] == 0  # along its gradient the loss of this model rises
     assert (rows[rows["metric"] == "sharpness"]["value"] >= 0).all()
     record = evidence.record("assimilation/test", chosen, measured.trained, rows, [], shown=10)
-    for figure in (plots_why.landscapes(record), plots_why.slices(record), plots_why.sharpness(record)):
+    for figure in (plots.why.landscapes(record), plots.why.slices(record), plots.why.sharpness(record)):
         assert "breast ultrasound" in figure.alt and "Smoke profile, phantom data" in figure.caption
 
 
@@ -206,7 +206,7 @@ def test_maps_outline_half_of_the_mass(networks, chosen):
     rows = pd.DataFrame([{"task": "chest_ct", "value": 0.0}])
     record = evidence.record("assimilation/test", chosen, trained, rows, [], shown=10)
     shown = list(why.asked({"chest_ct": [chosen.run]}, shown=4, crops=1))
-    assert "chest CT" in plots_why.maps(shown, record).alt
+    assert "chest CT" in plots.why.maps(shown, record).alt
 
 
 def test_textures_equal_scikit_images():
@@ -217,7 +217,7 @@ def test_textures_equal_scikit_images():
     assert (found["difference"] / found["scikit-image"].abs().clip(lower=1)).max() < 1e-9
     kinds = found.set_index(["image", "feature"])["ours"]
     assert kinds["brick", "homogeneity, squared"] < kinds["brick", "homogeneity"]
-    assert len(plots_why.oracle(found).frame) == 12
+    assert len(plots.why.oracle(found).frame) == 12
 
 
 def test_monotony_leaves_flat_windows_out_and_asks_no_model(chosen):
@@ -236,7 +236,7 @@ def test_monotony_leaves_flat_windows_out_and_asks_no_model(chosen):
     assert effect.claim == "glcm-monotonic" and effect.low > 0
     record = evidence.record("assimilation/test", chosen, made["chest_ct"], measured.rows, [effect], shown=3)
     assert "none is asked" in evidence.stamp(record).to_string(max_colwidth=None) and record.seeds == [0]
-    assert "flat windows" in plots_why.profiles(record).alt
+    assert "flat windows" in plots.why.profiles(record).alt
 
 
 def test_texture_sets_have_the_slides_size(chosen):

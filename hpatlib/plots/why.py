@@ -1,4 +1,4 @@
-"""Figures of the slides' "why" pages and of the texture features, in the style of ``plots``."""
+"""Figures and tables of the assimilation slides' chapters on why medical images are attacked easily."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hpatlib import explain, glcm
 from hpatlib.evidence import Record
-from hpatlib.plots import NETWORKS, STYLE, Figure, Table, _figure, _label
+from hpatlib.plots import base
+from hpatlib.plots.base import STYLE, Figure, Table
 from hpatlib.why import FLAT, HALF, HEAD, NATURAL, PLACES, TEXTURES, WINDOW, Asked
 
 # Tasks as figures name them; blue shades are medical, the others natural.
@@ -23,6 +24,7 @@ TASKS = {
     HEAD: ("photographs,\nImageNet network", "#E69F00"),
 }
 CREDIT = "Photographs: scikit-image's, CC0 or without known copyright restrictions"
+PAINT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555")
 
 
 def attention(record: Record) -> Figure:
@@ -43,7 +45,7 @@ def attention(record: Record) -> Figure:
         told = _dots(right, area[area["x"] == HALF])
         right.set(xlabel="share of the pixels with half of the mass", xlim=(0, 0.55))
         right.axvline(HALF, color="#999999", lw=0.8, ls=":")
-        return _figure(
+        return base.finish(
             canvas,
             "Left: share of the Grad-CAM mass that the brightest pixels hold, mean over images, in the colours of the "
             "right; a map that looks everywhere alike follows the dotted diagonal. Right: the attended area, the "
@@ -69,7 +71,7 @@ def sharpness(record: Record) -> Figure:
             axis.set(xlabel=title)
             if frame[frame["metric"] == metric]["low"].min() > 0:
                 axis.set_xscale("log")
-        return _figure(
+        return base.finish(
             canvas,
             "How steep the loss is around test images. Left: how far PGD raises it within 4/255; right: the eigenvalue "
             "of the Hessian that is largest in size. Points: mean over trainings, small ones: each; bars: 95 % "
@@ -108,7 +110,7 @@ def landscapes(record: Record) -> Figure:
             axis.set_ylabel("along random signs")
         bar = canvas.colorbar(filled, ax=axes, label="mean rise of the cross-entropy, nats", shrink=0.8)
         bar.set_ticks(levels, labels=[f"{level:g}".replace("-", "−") for level in levels])
-        return _figure(
+        return base.finish(
             canvas,
             "Loss slices: how far the mean cross-entropy rises above that of the clean images (+), along the sign of "
             "its gradient and along random signs at right angles to it; both axes in grey levels of 255, "
@@ -138,7 +140,7 @@ def slices(record: Record) -> Figure:
             axis.axhline(0, color="#999999", lw=0.8)
         axes[0].set_ylabel("mean rise of the loss, nats")
         canvas.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-        return _figure(
+        return base.finish(
             canvas,
             "The middle lines of the slices above, in a scale that is straight within ±0.1 and logarithmic outside. "
             f"{_others(record)}",
@@ -159,7 +161,7 @@ def scores(record: Record) -> Table:
     }
     rows = []
     for task, found in frame.groupby("task", sort=False):
-        row = {"task": TASKS[task][0].replace("\n", " "), "network": NETWORKS.get(*[found["model"].iloc[0]] * 2)}
+        row = {"task": TASKS[task][0].replace("\n", " "), "network": base.NETWORKS.get(*[found["model"].iloc[0]] * 2)}
         for metric, name in names.items():
             mine = found[found["metric"] == metric]
             if metric not in set(frame["metric"]):
@@ -170,7 +172,7 @@ def scores(record: Record) -> Table:
     return Table(
         pd.DataFrame(rows),
         "Means over trainings with 95 % bootstrap intervals over trainings and patients or photographs; n: images, all "
-        f"trainings together. {_label(record)}.",
+        f"trainings together. {base.label(record)}.",
     )
 
 
@@ -191,24 +193,19 @@ def maps(shown: list[Asked], record: Record) -> Figure:
             pick = int(right.int().argmax())
             values = heat[pick].flatten().sort(descending=True).values
             level = float(values[max(0, round(float(area[pick]) * len(values)) - 1)])
-            picture = one.images[pick].cpu().permute(1, 2, 0).numpy()
-            for axis, drawn in zip(axes[:, column], (picture, heat[pick].numpy()), strict=True):
-                options = {"cmap": "gray" if drawn.ndim == 3 else "cividis", "vmin": 0, "vmax": 1}
-                axis.imshow(drawn, interpolation="nearest", **options)
-                colour = "#FFB000" if drawn.ndim == 3 else "white"
+            base.picture(axes[0][column], one.images[pick].cpu())
+            base.picture(axes[1][column], heat[pick], cmap="cividis")
+            for axis, colour in zip(axes[:, column], ("#FFB000", "white"), strict=True):
                 axis.contour(heat[pick].numpy(), levels=[min(level, 0.999)], colors=colour, linewidths=1.2)
-                axis.set(xticks=[], yticks=[])
-                axis.grid(False)
-                axis.spines[:].set_visible(False)
             axes[0][column].set_title(TASKS[one.task][0], fontsize=7.5)
             axes[1][column].set_xlabel(f"{100 * float(area[pick]):.0f} % of pixels", fontsize=7.5)
             told.append(f"{TASKS[one.task][0]} {100 * float(area[pick]):.0f} %".replace("\n", " "))
         axes[0][0].set_ylabel("image")
         axes[1][0].set_ylabel("Grad-CAM")
-        return _figure(
+        return base.finish(
             canvas,
             "One test image of each task (medical ones are phantoms) and its Grad-CAM map for the predicted class; the "
-            f"outlined pixels hold half of the map's mass. {CREDIT}. {_label(record)}.",
+            f"outlined pixels hold half of the map's mass. {CREDIT}. {base.label(record)}.",
             f"Phantom pictures and crops of photographs with an outlined region, which covers: {', '.join(told)}.",
         )
 
@@ -226,16 +223,6 @@ def oracle(frame: pd.DataFrame) -> Table:
     )
 
 
-FEATURES = {
-    "asm": "ASM",
-    "contrast": "contrast",
-    "homogeneity": "homogeneity",
-    "correlation": "correlation",
-    "dissimilarity": "dissimilarity",
-}
-PAINT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555")
-
-
 def textures(images: dict[str, Tensor], record: Record) -> Figure:
     """Textures with one window drawn in, and their five features over the eight orientations.
 
@@ -247,17 +234,15 @@ def textures(images: dict[str, Tensor], record: Record) -> Figure:
         canvas = plt.figure(figsize=(7.2, 3.9))
         upper, lower = canvas.subfigures(2, 1, height_ratios=(1, 1.15))
         for axis, (name, image), colour in zip(upper.subplots(1, len(images)), images.items(), PAINT, strict=False):
-            axis.imshow(image[0, 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            base.picture(axis, image[0])
             middle = 5 * WINDOW
             axis.add_patch(plt.Rectangle((middle, middle), WINDOW, WINDOW, fill=False, ec="#FFB000", lw=1.4))
-            axis.set(xticks=[], yticks=[])
             axis.set_title(name, color=colour)
-            axis.grid(False)
             axis.spines[:].set_color(colour)
             axis.spines[:].set_visible(True)
         told = []
-        panels = lower.subplots(1, len(FEATURES))
-        for axis, (feature, title) in zip(panels, FEATURES.items(), strict=True):
+        panels = lower.subplots(1, len(base.FEATURES))
+        for axis, (feature, title) in zip(panels, base.FEATURES.items(), strict=True):
             for (name, features), colour, marker in zip(found.items(), PAINT, "osD^v", strict=False):
                 values = features[feature][0].mean(dim=(1, 2))
                 axis.plot(degrees, values, marker + "-", ms=2.5, lw=1, color=colour, label=name)
@@ -272,10 +257,10 @@ def textures(images: dict[str, Tensor], record: Record) -> Figure:
         panels[1].set_yticks([200, 500, 1000, 2000], ["200", "500", "1000", "2000"])
         panels[2].set_xlabel("orientation, distance 3; grey: the first four over again")
         named = " and ".join(name for name in images if name not in TEXTURES)
-        return _figure(
+        return base.finish(
             canvas,
             f"Textures of 224 × 224 pixels with one window of 20 × 20, and their features by orientation, means over "
-            f"121 windows. {', '.join(TEXTURES)}: scikit-image's, CC0; {named}: drawn. {_label(record)}.",
+            f"121 windows. {', '.join(TEXTURES)}: scikit-image's, CC0; {named}: drawn. {base.label(record)}.",
             f"Pictures of {', '.join(images)}; below, five line charts over eight orientations, where each value of "
             f"the second half repeats one of the first. Ranges: {'; '.join(told)}.",
         )
@@ -284,14 +269,14 @@ def textures(images: dict[str, Tensor], record: Record) -> Figure:
 def profiles(record: Record) -> Figure:
     """Each feature's mean over windows with texture, and the share of flat windows, a row a set."""
     frame = pd.DataFrame(record.rows)
-    names = {"flat": "flat windows, share", **FEATURES}
+    names = {"flat": "flat windows, share", **base.FEATURES}
     with plt.style.context(STYLE):
         canvas, axes = plt.subplots(2, 3, figsize=(7.2, 3.9), sharey=True)
         told = []
         for axis, (metric, title) in zip(axes.flat, names.items(), strict=True):
             told.append(f"{title}: {_dots(axis, frame[frame['metric'] == metric])}")
             axis.set_title(title)
-        return _figure(
+        return base.finish(
             canvas,
             f"Texture of medical images and photographs at 224 pixels. Flat windows span less than {FLAT} grey levels; "
             "the features are means over the others. Points: mean over images; bars: 95 % bootstrap intervals over "
@@ -322,4 +307,4 @@ def _dots(axis: plt.Axes, frame: pd.DataFrame) -> str:
 
 
 def _others(record: Record) -> str:
-    return f"{_label(record)}; and three more medical sets. {CREDIT}."
+    return f"{base.label(record)}; and three more medical sets. {CREDIT}."

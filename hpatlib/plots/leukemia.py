@@ -1,79 +1,33 @@
-"""Every figure type once, in one style. A figure carries its caption and its alt text wherever it is shown."""
-
-import base64
-import html
-import io
-from dataclasses import dataclass
-from pathlib import Path
+"""Figures and tables of the leukemia paper's chapters."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure as Canvas
 
 from hpatlib.evaluation import Flips
 from hpatlib.evidence import Record, published_table
 from hpatlib.leukemia import Walk
+from hpatlib.plots import base
+from hpatlib.plots.base import STYLE, Figure, Table
 
-STYLE = Path(__file__).with_name("hpat.mplstyle")
 # Colours that colour-blind readers can tell apart (Okabe and Ito), one a method in every chapter.
 COLOURS = {"STBO": "#0072B2", "STM": "#D55E00", "Sobol": "#009E73", "random": "#CC79A7"}
-TRAININGS = {
-    "clean": ("trained on clean images", "#0072B2"),
-    "static": ("trained on the perturbed set", "#D55E00"),
-    "online": ("trained online against FGSM", "#009E73"),
+WEIGHTS = {"imagenet": "ImageNet", "scratch": "from scratch"}
+# Our columns by the header of a table. Table 1 of the leukemia paper looks macro-averaged, table 2 is binary (H4).
+AVERAGED = {
+    "ACC": "ACC",
+    "macro PRE": "PRE (macro)",
+    "macro REC": "REC (macro)",
+    "macro F1": "F1 (macro)",
+    "binary PRE": "PRE (binary)",
+    "binary REC": "REC (binary)",
+    "binary F1": "F1 (binary)",
+    "AUC": "AUC",
 }
-NETWORKS = {
-    "simple_cnn": "SimpleCNN",
-    "simple_cnn_bn": "SimpleCNN with batch norm",
-    "resnet18": "ResNet18",
-    "densenet201": "DenseNet-201",
-    "resnet50": "ResNet50",
-    "vgg16": "VGG16",
-    "seresnext50_32x4d": "SE-ResNeXt50",
-    "efficientnet_b3": "EfficientNet-B3",
-    "tf_efficientnet_lite0": "EfficientNet-Lite0",
-}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture with a caption below it and alt text for those who cannot see it; notebooks and the book show all."""
-
-    png: bytes
-    caption: str
-    alt: str
-
-    def __post_init__(self) -> None:
-        if not self.caption.strip() or not self.alt.strip():
-            raise ValueError("a figure needs a caption and alt text")
-
-    def _repr_mimebundle_(self, **_) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-        picture = base64.b64encode(self.png).decode()
-        page = (
-            f'<figure class="hpat"><img alt="{html.escape(self.alt)}" src="data:image/png;base64,{picture}">'
-            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
-        )
-        return {"text/html": page, "text/plain": f"{self.caption}\n[{self.alt}]"}, {}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A data frame with a caption above it."""
-
-    frame: pd.DataFrame
-    caption: str
-
-    def _repr_mimebundle_(self, **_) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-        head = f"<caption>{html.escape(self.caption)}</caption>"
-        with pd.option_context("display.max_colwidth", None):
-            page = self.frame.to_html(index=False, border=0, justify="left", classes="dataframe hpat")
-        page = page.replace("<thead>", f"{head}\n<thead>", 1)
-        return {
-            "text/html": f'<div class="hpat-scroll">{page}</div>',
-            "text/plain": f"{self.caption}\n{self.frame}",
-        }, {}
+READINGS = {"fixed": "one fixed transform", "searched": "the worst that STBO finds"}
+MARKERS = "osD^vXP*"
+BOX = {"boxstyle": "round,pad=0.4", "facecolor": "#EAF2F8", "edgecolor": "#0072B2"}
 
 
 def searches(record: Record) -> Figure:
@@ -98,9 +52,10 @@ def searches(record: Record) -> Figure:
         axes[0][0].set_ylabel("mean worst loss (cross-entropy)")
         axes[1][0].set_ylabel("ROI (eq. 15)")
         axes[0][0].legend(loc="upper left")
-        return _figure(
+        return base.finish(
             canvas,
-            f"Mean worst loss and ROI against queries; bands and bars are 95 % bootstrap intervals. {_label(record)}.",
+            "Mean worst loss and ROI against queries; bands and bars are 95 % bootstrap intervals. "
+            f"{base.label(record)}.",
             f"Line charts of worst loss and ROI against queries. Mean worst loss within {'; '.join(told)}.",
         )
 
@@ -129,11 +84,6 @@ def _counts(records: list[Record]) -> str:
 
 def _with_interval(row: dict, metric: str) -> str:
     return f"{row[metric]:.2f} [{row[f'{metric}_low']:.2f}, {row[f'{metric}_high']:.2f}]"
-
-
-def _label(record: Record) -> str:
-    device = record.provenance["device"]
-    return f"{record.label[0].upper()}{record.label[1:]}, {device}"
 
 
 def _curves(axis: plt.Axes, frame: pd.DataFrame, metric: str) -> None:
@@ -170,18 +120,15 @@ def flips(result: Flips, classes: tuple[str, ...], record: Record) -> Figure:
         for row, pick in enumerate(picks):
             for axis, name in zip(axes[row], names, strict=True):
                 guess, right = int(result.predictions[name][pick]), not wrong[names.index(name), pick]
-                picture = result.images[name][pick].permute(1, 2, 0).cpu().numpy().clip(0, 1)
-                axis.imshow(picture, interpolation="nearest")
+                base.picture(axis, result.images[name][pick].cpu())
                 answer = f"{'✓' if right else '✗'} {classes[guess]} {100 * float(result.confidences[name][pick]):.0f} %"
                 axis.set_title(answer, color="#222222" if right else "#B00020")
-                axis.set(xticks=[], yticks=[], xlabel=name if row == len(picks) - 1 else "")
-                axis.grid(False)
-                axis.spines[:].set_visible(False)
+                axis.set_xlabel(name if row == len(picks) - 1 else "")
             axes[row][0].set_ylabel(f"truth: {classes[int(result.labels[pick])]}")
         turned = [name for name in names if wrong[names.index(name), picks].any()]
-        return _figure(
+        return base.finish(
             canvas,
-            f"One image of each class under each perturbation, with the model's answer. {_label(record)}.",
+            f"One image of each class under each perturbation, with the model's answer. {base.label(record)}.",
             f"Two cell images, one of class {' and one of class '.join(classes)}, clean and under "
             f"{len(names) - 1} perturbations. The answer turns wrong for at least one under: {', '.join(turned)}.",
         )
@@ -203,122 +150,11 @@ def flip_rates(record: Record) -> Figure:
         axis.grid(axis="x", visible=False)
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(metrics))
         told = ", ".join(f"{row.perturbation} {row.flipped:.2f}" for row in frame.itertuples())
-        return _figure(
+        return base.finish(
             canvas,
-            f"What each perturbation does to predictions; whiskers are 95 % bootstrap intervals. {_label(record)}.",
+            f"What each perturbation does to predictions; whiskers are 95 % bootstrap intervals. {base.label(record)}.",
             f"Bar chart of accuracy, ROI and share of flipped correct predictions. Shares flipped: {told}.",
         )
-
-
-def panels(images: dict[str, np.ndarray], titles: list[str], record: Record) -> Figure:
-    """Pictures in rows: by the row's name ``[columns, C, H, W]`` in [0, 1]; ``titles``: one a column."""
-    rows = list(images)
-    with plt.style.context(STYLE):
-        size = (1.5 * len(titles) + 0.5, 1.65 * len(rows))
-        canvas, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False)
-        for row, name in enumerate(rows):
-            for axis, picture in zip(axes[row], images[name], strict=True):
-                axis.imshow(picture.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                axis.set(xticks=[], yticks=[])
-                axis.grid(False)
-                axis.spines[:].set_visible(False)
-            axes[row][0].set_ylabel(name)
-        for axis, title in zip(axes[0], titles, strict=True):
-            axis.set_title(title)
-        shown = f"{', '.join(rows)}; columns: {', '.join(titles)}"
-        changes = [
-            f"{t} {255 * abs(p - images[rows[0]][0]).mean():.1f}" for t, p in zip(titles, images[rows[0]], strict=True)
-        ]
-        return _figure(
-            canvas,
-            # Pictures are always of phantoms, whatever the record's other numbers are of.
-            f"Phantom images. Rows: {shown}. {record.profile.capitalize()} profile, seed {record.seed}.",
-            f"Grid of grey pictures. Rows: {shown}. Mean distance of the first row's pictures from its first one, in "
-            f"grey levels of 255: {', '.join(changes)}.",
-        )
-
-
-def formulas(record: Record) -> Figure:
-    """Mean change of a pixel and accuracy against ε, for the report's formula as printed and with its sign (C1)."""
-    frame = _rows(record, training="clean")
-    measures = {"mean change": "mean change, grey levels of 255", "accuracy": "accuracy on test images"}
-    names = {"sign": ("with the sign, clipped (FGSM)", "#D55E00"), "printed": ("as printed, no sign", "#0072B2")}
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, 2, figsize=(7.2, 2.6))
-        told = []
-        for axis, (metric, title) in zip(axes, measures.items(), strict=True):
-            for formula, (name, colour) in names.items():
-                rows = frame[(frame["metric"] == metric) & (frame["on"] == formula)]
-                rows = rows[rows["eps"] > 0] if metric == "mean change" else rows
-                mean, spread = rows.groupby("eps")["value"].mean(), rows.groupby("eps")["value"].std().fillna(0)
-                axis.errorbar(mean.index, mean, spread, fmt="o-", capsize=2, color=colour, label=name)
-                told.append(f"{metric}, {name}: " + ", ".join(f"{v:.3g} at ε = {e:g}" for e, v in mean.items()))
-            axis.set(xlabel="ε", ylabel=title)
-        axes[0].set_yscale("log")
-        axes[1].set_ylim(-0.03, 1.03)
-        canvas.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        return _figure(
-            canvas,
-            "The report's formula with and without its sign: how much it changes a pixel, and what is left of the "
-            f"accuracy. Points: mean over seeds; bars: their standard deviation. {_label(record)}.",
-            f"Two line charts against ε. {'; '.join(told)}.",
-        )
-
-
-def attack_training(record: Record, *, eps: float, split: str = "patient") -> Figure:
-    """Accuracy of each network before and after attack training at ``eps``, a panel a network, a bar a test set.
-
-    Bars are means over seeds, whiskers their standard deviation, points the seeds; the dashed line is what answering
-    the largest class would give. The first two pairs of bars are the report's, the others it does not show.
-    """
-    frame = _rows(record, metric="accuracy", split=split)
-    majority = frame[frame["training"] == "none"]
-    frame = frame[(frame["eps"] == eps) & frame["training"].isin(("clean", "static"))]
-    networks = list(frame.groupby(["model", "weights"], sort=False))
-    sets = [name for name in SETS if name in set(frame["on"])]
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, len(networks), figsize=(7.2, 3), sharey=True, squeeze=False)
-        told = []
-        for axis, ((model, weights), rows) in zip(axes[0], networks, strict=True):
-            title = _network(model, weights)
-            for offset, (training, (name, colour)) in enumerate(list(TRAININGS.items())[:2]):
-                mine = rows[rows["training"] == training]
-                values = [mine[mine["on"] == test]["value"] for test in sets]
-                x, mean = np.arange(len(sets)) + 0.4 * (offset - 0.5), [v.mean() for v in values]
-                spread = [v.std() if len(v) > 1 else 0 for v in values]
-                bars = axis.bar(x, mean, 0.37, yerr=spread, color=colour, label=name, error_kw={"lw": 1, "capsize": 2})
-                for bar in list(bars)[2:]:  # what the report does not show
-                    bar.set_alpha(0.5)
-                for place, seeds in zip(x, values, strict=True):
-                    axis.plot([place] * len(seeds), seeds, ".", color="#222222", ms=3)
-                pairs = zip(sets, mean, spread, strict=True)
-                told.append(f"{title}, {name}: " + ", ".join(f"{t} {m:.2f} ± {s:.2f}" for t, m, s in pairs))
-            own = majority[(majority["model"] == model) & (majority["weights"] == weights)]["value"].mean()
-            axis.axhline(own, color="#555555", lw=1, ls="--")
-            axis.set_title(title)
-            axis.set_xticks(range(len(sets)), [SETS[name] for name in sets], fontsize=8 if len(networks) == 1 else 6.5)
-            axis.grid(axis="x", visible=False)
-        axes[0][0].set(ylim=(0, 1.05), ylabel="accuracy on test images")
-        canvas.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        count = frame["seed"].nunique()
-        return _figure(
-            canvas,
-            f"Accuracy before and after attack training at ε = {eps:g}. Bars: mean of {count} trainings; whiskers: "
-            "their standard deviation; points: each; dashed: the largest class. Pale bars are not in the report. "
-            f"{_label(record)}.",
-            f"Bar chart of accuracy at ε = {eps:g}, mean ± standard deviation of {count} trainings. {'; '.join(told)}. "
-            f"The largest class has a share of {majority['value'].mean():.2f}.",
-        )
-
-
-# Test sets as an axis names them, in the order of the bars.
-SETS = {
-    "clean": "clean",
-    "perturbed": "perturbed\nset",
-    "white-box FGSM": "FGSM\nwhite box",
-    "white-box PGD": "PGD\nwhite box",
-    "transfer FGSM": "FGSM\ntransfer",
-}
 
 
 def classification(records: list[Record]) -> Table:
@@ -335,29 +171,15 @@ def classification(records: list[Record]) -> Table:
         for (model, weights), found in pd.DataFrame(record.rows).groupby(["model", "weights"], sort=False):
             row = {"network": model, "source": f"{_source(record)}, {WEIGHTS.get(weights, weights)}"}
             rows.append(row | {name: _spread(found[column]) for column, name in AVERAGED.items()})
-    order = {name: number for number, name in enumerate([*printed.index, *NETWORKS])}
+    order = {name: number for number, name in enumerate([*printed.index, *base.NETWORKS])}
     frame = pd.DataFrame(rows).fillna("–")
     frame = frame.sort_values("network", key=lambda names: names.map(order), kind="stable")
-    frame["network"] = frame["network"].map(lambda name: NETWORKS.get(name, name))
+    frame["network"] = frame["network"].map(lambda name: base.NETWORKS.get(name, name))
     return Table(
         frame[["network", "source", *AVERAGED.values()]],
         "Classification of clean images, in percent. The document prints one value and no average; ours are means ± "
-        f"standard deviations over seeds. {'; '.join(map(_label, records))}.",
+        f"standard deviations over seeds. {'; '.join(map(base.label, records))}.",
     )
-
-
-WEIGHTS = {"imagenet": "ImageNet", "scratch": "from scratch"}
-# Our columns by the header of a table. Table 1 of the leukemia paper looks macro-averaged, table 2 is binary (H4).
-AVERAGED = {
-    "ACC": "ACC",
-    "macro PRE": "PRE (macro)",
-    "macro REC": "REC (macro)",
-    "macro F1": "F1 (macro)",
-    "binary PRE": "PRE (binary)",
-    "binary REC": "REC (binary)",
-    "binary F1": "F1 (binary)",
-    "AUC": "AUC",
-}
 
 
 def _header(metric: str) -> str:
@@ -373,12 +195,9 @@ def _spread(values: pd.Series) -> str:
     return f"{100 * values.mean():.1f}" + (f" ± {100 * values.std():.1f}" if len(values) > 1 else "")
 
 
-READINGS = {"fixed": "one fixed transform", "searched": "the worst that STBO finds"}
-
-
 def robustness(record: Record, *, split: str = "patient") -> Figure:
     """Accuracy and ROI over H0…H6, a column a reading of the environments, a line a network or a training."""
-    frame = _rows(record, split=split)
+    frame = base.rows(record, split=split)
     named = "name" if frame["name"].nunique() > 1 else "branch"
     names = list(frame[named].unique())
     metrics = {"ACC": "accuracy", "ROI": "ROI (eq. 15)"}
@@ -403,20 +222,17 @@ def robustness(record: Record, *, split: str = "patient") -> Figure:
         for axis, metric in zip(axes[:, 0], metrics.values(), strict=True):
             axis.set_ylabel(metric)
         canvas.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(names), 3))
-        return _figure(
+        return base.finish(
             canvas,
             "Accuracy and ROI over the environments. Points: mean over seeds; bars: their standard "
-            f"deviation. {_label(record)}.",
+            f"deviation. {base.label(record)}.",
             f"Line charts of accuracy and ROI over H0 to H6 in two readings. {'; '.join(told)}.",
         )
 
 
-MARKERS = "osD^vXP*"
-
-
 def _training(name: str) -> str:
     """The name of a network or a training as a legend shows it."""
-    for network, shown in NETWORKS.items():
+    for network, shown in base.NETWORKS.items():
         if name.startswith(f"{network} ("):
             return f"{shown} ({WEIGHTS[name[len(network) + 2 : -1]]})"
     return name
@@ -424,7 +240,7 @@ def _training(name: str) -> str:
 
 def heat(record: Record, *, split: str = "patient") -> Figure:
     """ROI over ε × rotation, a column a training, a row a reading (figure 5 of the leukemia paper)."""
-    frame = _rows(record, split=split)
+    frame = base.rows(record, split=split)
     cells = frame["environment"].str.extract(r"(?P<eps>\d+)/255, (?P<rotation>\d+)°").astype(float)
     frame = frame.assign(eps=cells["eps"], rotation=cells["rotation"])
     names, readings = list(frame["name"].unique()), [r for r in READINGS if r in set(frame["reading"])]
@@ -449,9 +265,9 @@ def heat(record: Record, *, split: str = "patient") -> Figure:
         for axis in axes[-1]:
             axis.set_xlabel("rotation, degrees")
         canvas.colorbar(picture, ax=axes, label="ROI (eq. 15)", shrink=0.8)
-        return _figure(
+        return base.finish(
             canvas,
-            f"ROI under PGD at ε and a rotation, mean over {frame['seed'].nunique()} trainings. {_label(record)}.",
+            f"ROI under PGD at ε and a rotation, mean over {frame['seed'].nunique()} trainings. {base.label(record)}.",
             f"Heat maps of the ROI over ε and rotation. {'; '.join(told)}.",
         )
 
@@ -471,10 +287,7 @@ def framework(walk: Walk, record: Record) -> Figure:
         for column, (name, images) in enumerate(pictures):
             axes[0][column].set_title(name)
             for axis, image in zip(axes[:, column], images, strict=True):
-                axis.imshow(image.permute(1, 2, 0).numpy().clip(0, 1), interpolation="nearest")
-                axis.set(xticks=[], yticks=[])
-                axis.grid(False)
-                axis.spines[:].set_visible(False)
+                base.picture(axis, image)
         axis = lower.subplots()
         axis.axis("off")
         axis.set(xlim=(0, 1), ylim=(0, 1))
@@ -486,9 +299,9 @@ def framework(walk: Walk, record: Record) -> Figure:
                 middle = number / len(boxes)
                 axis.annotate("", (middle + 0.016, 0.5), (middle - 0.016, 0.5), arrowprops={"arrowstyle": "->"})
         told = "; ".join(f"{title} {shape}".replace("\n", " ") for title, shape in boxes)
-        return _figure(
+        return base.finish(
             canvas,
-            f"One batch on its way through HPAT: pictures, then tensors. {_label(record)}.",
+            f"One batch on its way through HPAT: pictures, then tensors. {base.label(record)}.",
             f"Pictures of {count} {'real' if record.real else 'phantom'} cells: "
             f"{', '.join(name for name, _ in pictures)}. Below, a chain of boxes: "
             f"{told}.",
@@ -497,7 +310,7 @@ def framework(walk: Walk, record: Record) -> Figure:
 
 def steps(record: Record) -> Table:
     """Algorithm 1 on one batch, from a record."""
-    return Table(pd.DataFrame(record.rows), f"Algorithm 1 on one batch, line by line. {_label(record)}.")
+    return Table(pd.DataFrame(record.rows), f"Algorithm 1 on one batch, line by line. {base.label(record)}.")
 
 
 def tied(walk: Walk) -> Table:
@@ -505,9 +318,6 @@ def tied(walk: Walk) -> Table:
     names = {"mix": "MixBN: each half through its own branch", "sum": "equation 10 as printed: the branches added up"}
     rows = [{"variant": names[name], "clean answers that change": f"{share:.0%}"} for name, share in walk.tied.items()]
     return Table(pd.DataFrame(rows), "What an image's answer owes to its partner.")
-
-
-BOX = {"boxstyle": "round,pad=0.4", "facecolor": "#EAF2F8", "edgecolor": "#0072B2"}
 
 
 def mixbn(record: Record) -> Figure:
@@ -540,10 +350,10 @@ def mixbn(record: Record) -> Figure:
                 axis.grid(axis="x", visible=False)
             axes[row][0].set_ylabel("accuracy")
         canvas.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-        return _figure(
+        return base.finish(
             canvas,
             "Accuracy without MixBN and through each of its branches; attacks go through the branch that is measured. "
-            f"Points: mean over seeds; bars: their standard deviation. {_label(record)}.",
+            f"Points: mean over seeds; bars: their standard deviation. {base.label(record)}.",
             f"Dot charts of accuracy. {'; '.join(told)}.",
         )
 
@@ -575,110 +385,6 @@ def ablation(records: list[Record]) -> Table:
     return Table(
         frame,
         "MixBN, in percent; precision and F1 of the malignant class. The document says neither on which images nor "
-        f"through which branch; ours are means ± standard deviations over seeds. {'; '.join(map(_label, records))}.",
+        "through which branch; ours are means ± standard deviations over seeds. "
+        f"{'; '.join(map(base.label, records))}.",
     )
-
-
-def losses(record: Record, *, eps: float, split: str = "patient") -> Figure:
-    """Training loss against epochs, before and after attack training at ``eps``, a panel a network, a line a seed."""
-    frame = _rows(record, metric="loss", split=split, eps=eps)
-    networks = list(frame.groupby(["model", "weights"], sort=False))
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, len(networks), figsize=(7.2, 2.6), sharey=True, squeeze=False)
-        told = []
-        for axis, ((model, weights), rows) in zip(axes[0], networks, strict=True):
-            title = _network(model, weights)
-            for training, (name, colour) in list(TRAININGS.items())[:2]:
-                curves = rows[rows["training"] == training].pivot(index="epoch", columns="seed", values="value")
-                axis.plot(curves.index, curves.mean(axis=1), color=colour, label=name)
-                axis.plot(curves.index, curves, color=colour, lw=0.6, alpha=0.5)
-                first, last = curves.iloc[0].mean(), curves.iloc[-1].mean()
-                told.append(f"{title}, {name}: from {first:.2f} to {last:.3f}")
-            axis.set(title=title, xlabel="epoch", yscale="log")
-        axes[0][0].set_ylabel("training loss")
-        axes[0][0].legend(loc="lower left")
-        return _figure(
-            canvas,
-            f"Training loss (cross-entropy) before and after attack training at ε = {eps:g}: thick the mean of "
-            f"{frame['seed'].nunique()} trainings, thin each. {_label(record)}.",
-            f"Line chart of training loss over {frame['epoch'].max()} epochs, mean over seeds. {'; '.join(told)}.",
-        )
-
-
-def ladder(
-    record: Record, tests: tuple[str, ...] = ("clean", "perturbed", "white-box FGSM", "white-box PGD")
-) -> Figure:
-    """Accuracy against ε, a row a network, a column a test set, a line a training; bars are deviations over seeds."""
-    frame = _rows(record, metric="accuracy")
-    networks = list(frame.groupby(["model", "weights"], sort=False))
-    with plt.style.context(STYLE):
-        size = (7.2, 2 * len(networks) + 0.4)
-        canvas, axes = plt.subplots(len(networks), len(tests), figsize=size, sharex=True, sharey=True, squeeze=False)
-        told = []
-        for row, ((model, weights), rows) in enumerate(networks):
-            share = rows[rows["training"] == "none"]["value"].mean()
-            for axis, test in zip(axes[row], tests, strict=True):
-                for training, (name, colour) in TRAININGS.items():
-                    found = rows[(rows["training"] == training) & (rows["on"] == test)].groupby("eps")["value"]
-                    if len(found) == 0:
-                        continue
-                    mean, spread = found.mean(), found.std().fillna(0)
-                    axis.errorbar(mean.index, mean, spread, fmt="o-", ms=3, capsize=2, color=colour, label=name)
-                    points = ", ".join(f"{value:.2f} at {eps:g}" for eps, value in mean.items())
-                    told.append(f"{_network(model, weights)}, {name}, {test}: {points}")
-                axis.axhline(share, color="#555555", lw=1, ls="--")
-                if row == 0:
-                    axis.set_title(test.replace(": ", ":\n"))
-            axes[row][0].set_ylabel(f"{_network(model, weights).replace(' (', chr(10) + '(')}\naccuracy")
-        ticks = sorted(set(frame["eps"]) - {0})
-        for axis in axes[-1]:
-            axis.set(xscale="log", xlabel="ε", ylim=(-0.03, 1.03))
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
-            axis.minorticks_off()
-        canvas.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-        return _figure(
-            canvas,
-            "Accuracy against ε by training. Points: mean over seeds; bars: their standard deviation; dashed: the "
-            f"largest class. {_label(record)}.",
-            f"Line charts of accuracy against ε. {'; '.join(told)}.",
-        )
-
-
-def accuracies(records: list[Record], on: list[str] | None = None, **only: object) -> Table:
-    """Accuracies over seeds, mean ± standard deviation, a row a model and a column a test set, of several records.
-
-    ``on``: which test sets; ``only``: what rows must have, such as ``eps=0.5``.
-    """
-    parts = []
-    for record in records:
-        frame = _rows(record, metric="accuracy", **only)
-        frame = frame[frame["training"] != "none"]
-        frame = frame[frame["on"].isin(on)] if on else frame
-        keys = ["model", "weights", "split", "eps", "training", "on"]
-        cells = frame.groupby(keys, sort=False)["value"].agg(
-            lambda v: f"{v.mean():.3f} ± {v.std():.3f}" if len(v) > 1 else f"{v.mean():.3f}"
-        )
-        wide = cells.unstack("on").reset_index()
-        wide.insert(0, "data", f"{'real' if record.real else 'phantom'}, {record.profile}")
-        wide["seeds"] = frame.groupby(keys[:-1], sort=False)["seed"].nunique().to_numpy()
-        parts.append(wide)
-    return Table(pd.concat(parts, ignore_index=True), "Accuracy, mean ± standard deviation over seeds.")
-
-
-def _rows(record: Record, **only: object) -> pd.DataFrame:
-    """The record's rows whose columns are as ``only`` says."""
-    frame = pd.DataFrame(record.rows)
-    for column, value in only.items():
-        frame = frame[frame[column] == value]
-    return frame
-
-
-def _network(model: str, weights: str) -> str:
-    return f"{NETWORKS.get(model, model)} ({'ImageNet' if weights == 'imagenet' else weights})"
-
-
-def _figure(canvas: Canvas, caption: str, alt: str) -> Figure:
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png")
-    plt.close(canvas)
-    return Figure(buffer.getvalue(), caption, alt)

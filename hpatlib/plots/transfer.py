@@ -1,4 +1,4 @@
-"""Figures and tables of the assimilation slides' chapters."""
+"""Figures and tables of the assimilation slides' results."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +7,8 @@ from matplotlib.lines import Line2D
 
 from hpatlib import transfer
 from hpatlib.evidence import Record
-from hpatlib.plots import STYLE, Figure, Table, _figure, _label, _network, _rows
+from hpatlib.plots import base
+from hpatlib.plots.base import STYLE, Figure, Table
 
 ATTACKS = {
     "FGSM": ("#777777", "o"),  # grey on the slides too
@@ -26,13 +27,6 @@ DATASETS = {
     "brain_mri": "brain MRI",
     "chest_xray": "chest X-ray",
     "busi2": "breast ultrasound",
-}
-FEATURES = {
-    "asm": "ASM",
-    "contrast": "contrast",
-    "homogeneity": "homogeneity",
-    "correlation": "correlation",
-    "dissimilarity": "dissimilarity",
 }
 
 
@@ -82,10 +76,10 @@ def strengths(record: Record, trainings: tuple[str, ...] = ("assimilated", "vani
         styles = [Line2D([], [], color="#222222", ls=TRAININGS[t][1], label=TRAININGS[t][0]) for t in trainings]
         canvas.legend(handles=attacks, loc="outside upper center", ncols=len(attacks))
         canvas.legend(handles=styles, loc="outside lower center", ncols=len(styles))
-        return _figure(
+        return base.finish(
             canvas,
             "Accuracy against attack strength; ε = 0 is the clean image. Points: mean over seeds; bars: their standard "
-            f"deviation; thin dotted: guessing between classes of equal size. {_label(record)}.",
+            f"deviation; thin dotted: guessing between classes of equal size. {base.label(record)}.",
             f"Line charts of accuracy against ε in 1/255. {'; '.join(told)}.",
         )
 
@@ -105,7 +99,7 @@ def survival(record: Record) -> Figure:
         for axis, ((dataset, model, weights), rows) in zip(axes[0], panels, strict=True):
             for offset, training in enumerate(transfer.PAIR[::-1]):
                 values = [rows[(rows["training"] == training) & (rows["attack"] == a)]["accuracy"] for a in names]
-                _bars(axis, values, 0.4 * (offset - 0.5), 0.37, COLOURS[training], TRAININGS[training][0])
+                base.bars(axis, values, 0.4 * (offset - 0.5), 0.37, COLOURS[training], TRAININGS[training][0])
                 points = ", ".join(f"{a} {v.mean():.2f}" for a, v in zip(names, values, strict=True))
                 told.append(f"{_panel(dataset, model, weights)}, {TRAININGS[training][0]}: {points}")
             axis.set_title(_panel(dataset, model, weights))
@@ -113,11 +107,11 @@ def survival(record: Record) -> Figure:
             axis.grid(axis="x", visible=False)
         axes[0][0].set(ylim=(0, 1.03), ylabel=f"accuracy at ε = {255 * eps:g}/255")
         canvas.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        return _figure(
+        return base.finish(
             canvas,
             f"Accuracy at ε = {255 * eps:g}/255 under an adaptive attacker. Transferred: made on the other training's "
             "model. Worst of all: right under every one of these, FGSM, and PGD at smaller ε. Bars: mean over seeds; "
-            f"whiskers: their standard deviation; points: each. {_label(record)}.",
+            f"whiskers: their standard deviation; points: each. {base.label(record)}.",
             f"Bar chart of accuracy at ε = {255 * eps:g}/255. {'; '.join(told)}.",
         )
 
@@ -131,7 +125,7 @@ def masking(records: list[Record]) -> Table:
             parts.append(
                 {
                     "data": f"{DATASETS[row.dataset]}, {'real' if record.real else 'phantom'}, {record.profile}",
-                    "network": _network(row.model, row.weights),
+                    "network": base.network(row.model, row.weights),
                     "check": row.check,
                     "value [95 % interval]": f"{row.value:+.2f} [{row.value_low:+.2f}, {row.value_high:+.2f}]",
                     "verdict": row.verdict,
@@ -161,7 +155,7 @@ def accuracies(records: list[Record]) -> Table:
         )
         for (dataset, model, weights, training), values in shown.groupby(keys, sort=False):
             about = {"data": f"{DATASETS[dataset]}, {'real' if record.real else 'phantom'}, {record.profile}"}
-            about |= {"network": _network(model, weights), "training": training}
+            about |= {"network": base.network(model, weights), "training": training}
             parts.append(
                 about | {name: values[(dataset, model, weights, training, name)] for name in ("clean", *ATTACKS)}
             )
@@ -178,20 +172,16 @@ def repainted(shown: dict[str, dict[str, np.ndarray]], record: Record) -> Figure
         moved = []
         for line, (dataset, number, found) in zip(axes, rows, strict=True):
             for axis, name in zip(line, columns, strict=True):
-                picture = found[name][number].transpose(1, 2, 0)
-                axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                axis.set(xticks=[], yticks=[])
-                axis.grid(False)
-                axis.spines[:].set_visible(False)
+                base.picture(axis, found[name][number])
             line[0].set_ylabel(dataset)
         for axis, name in zip(axes[0], columns, strict=True):
             axis.set_title(name)
         for name in columns[1:]:
             away = np.mean([255 * abs(found[name] - found["original"]).mean() for found in shown.values()])
             moved.append(f"{name} by {away:.1f}")
-        return _figure(
+        return base.finish(
             canvas,
-            f"Phantoms with a lesion, and the pictures C(T(x)) that the backbone sees of them. {_label(record)}.",
+            f"Phantoms with a lesion, and the pictures C(T(x)) that the backbone sees of them. {base.label(record)}.",
             f"Grid of pictures, rows: {', '.join(d for d, _, _ in rows)}; columns: {', '.join(columns)}. Mean distance "
             f"of a pixel from the original, in grey levels of 255: {', '.join(moved)}.",
         )
@@ -206,14 +196,14 @@ def textures(record: Record) -> Figure:
         canvas, axes = plt.subplots(
             len(datasets), 2, figsize=(7.2, 2.1 * len(datasets) + 0.4), squeeze=False, gridspec_kw=widths, sharex="col"
         )
-        told = []
+        told, sides = [], ({"texture": "all five"} | base.FEATURES, {"colour": "colour"})
         for line, dataset in zip(axes, datasets, strict=True):
-            for axis, metrics in zip(line, ({"texture": "all five"} | FEATURES, {"colour": "colour"}), strict=True):
+            for axis, metrics in zip(line, sides, strict=True):
                 for offset, training in enumerate(("without GLCM loss", "assimilated")):
                     found = frame[(frame["dataset"] == dataset) & (frame["training"] == training)]
                     values = [found[found["metric"] == metric]["value"] for metric in metrics]
                     label = "without GLCM loss" if training != "assimilated" else "with GLCM loss"
-                    _bars(axis, values, 0.4 * (offset - 0.5), 0.37, COLOURS[training], label)
+                    base.bars(axis, values, 0.4 * (offset - 0.5), 0.37, COLOURS[training], label)
                     for place, each in enumerate(values):  # the loss can make a bar too low to be seen
                         top = each.mean() + (each.std() if len(each) > 1 else 0)
                         at = (place + 0.4 * (offset - 0.5), top)
@@ -228,11 +218,11 @@ def textures(record: Record) -> Figure:
             line[0].set_ylabel("texture distance")
             line[1].set_ylabel("channel spread, of 1")
         canvas.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        return _figure(
+        return base.finish(
             canvas,
             "How far the adapted picture is from the original: the GLCM loss itself and the part of each feature (in "
             "the worst window, summed over orientations, so that parts need not add up), and how coloured it is. Bars: "
-            f"mean over seeds and networks; whiskers: standard deviation; points: each. {_label(record)}.",
+            f"mean over seeds and networks; whiskers: standard deviation; points: each. {base.label(record)}.",
             f"Bar charts of texture distance and colour. {'; '.join(told)}.",
         )
 
@@ -257,24 +247,14 @@ def training(record: Record) -> Table:
     frame = frame[frame["setting"].notna()][["setting", "published", "here", "where"]]
     return Table(
         frame.rename(columns={"published": "on the slides", "here": f"{record.profile} profile"}),
-        f"Training and GLCM settings. {_label(record)}.",
+        f"Training and GLCM settings. {base.label(record)}.",
     )
 
 
-def _bars(axis: plt.Axes, values: list[pd.Series], shift: float, width: float, colour: str, label: str) -> None:
-    """Bars of means at 0, 1, … + ``shift``, whiskers and the values themselves."""
-    x = np.arange(len(values)) + shift
-    spread = [v.std() if len(v) > 1 else 0 for v in values]
-    mean = [v.mean() for v in values]
-    axis.bar(x, mean, width, yerr=spread, color=colour, label=label, error_kw={"lw": 1, "capsize": 2})
-    for place, each in zip(x, values, strict=True):
-        axis.plot([place] * len(each), each, ".", color="#222222", ms=3)
-
-
 def _accuracies(record: Record) -> pd.DataFrame:
-    frame = _rows(record)
+    frame = base.rows(record)
     return frame[frame["accuracy"].notna()]
 
 
 def _panel(dataset: str, model: str, weights: str) -> str:
-    return f"{DATASETS[dataset]}, {_network(model, weights)}"
+    return f"{DATASETS[dataset]}, {base.network(model, weights)}"
