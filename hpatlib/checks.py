@@ -165,6 +165,7 @@ def gather(
 
     ``surrogate``: another model of the same classes, trained apart, to make the transferred attack on. PGD: the worst
     of ``restarts`` runs of ``iterations`` steps of 2.5 · ε / iterations. ``queries``: the Square attack's, an image.
+    Deterministic by ``seed``; the models are left as found. Raises ``ValueError`` for bad inputs.
     """
     check_images(images, labels)
     check_logits(logits(surrogate, images[:1]), labels)
@@ -203,7 +204,7 @@ def verdicts(evidence: Evidence) -> pd.DataFrame:
 
     The value is a share of images or a difference of accuracies, with its bootstrap interval over images; above 0
     speaks for masking. ``verdict``: ``"raised"`` where the whole interval is above 0, ``"unclear"`` where only the
-    value is, ``"not raised"`` otherwise.
+    value is, ``"not raised"`` otherwise. An interval over a dozen images is wide: 50 or more are worth their time.
     """
     rows = []
     for check in CHECKS:
@@ -214,25 +215,3 @@ def verdicts(evidence: Evidence) -> pd.DataFrame:
         row |= {"verdict": verdict, "raised_if": check.raised_if}
         rows.append(row | {"explanation": check.explanation, "advice": check.advice})
     return pd.DataFrame(rows)
-
-
-def masking(
-    model: nn.Module,
-    surrogate: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    iterations: int = 20,
-    restarts: int = 3,
-    queries: int = 500,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """All checks of ``model`` on ``images [N, C, H, W]``, ``labels [N]``: ``verdicts(gather(…))``.
-
-    An interval over a dozen images is wide: 50 or more are worth their time. Deterministic by ``seed``; the model is
-    left as found. Raises ``ValueError`` for bad inputs.
-    """
-    settings = {"iterations": iterations, "restarts": restarts, "queries": queries, "batch_size": batch_size}
-    return verdicts(gather(model, surrogate, images, labels, eps=eps, seed=seed, **settings))

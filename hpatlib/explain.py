@@ -196,7 +196,7 @@ def sharpness(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, i
     """How much the loss can rise within reach: max ℓ(x + δ) − ℓ(x) over ‖δ‖∞ ≤ ``eps``, pixels in [0, 1]; ``[B]``.
 
     The maximum is the one that PGD finds from the image itself in ``iterations`` steps of 2.5 · eps / iterations, so
-    it is a lower bound and never below 0; a model that masks its gradients looks flat (``checks.masking``). To second
+    it is a lower bound and never below 0; a model that masks its gradients looks flat (see ``checks``). To second
     order and for a convex loss, the true maximum lies between eps · ‖∇ℓ‖₁ and that plus ½ eps² n λ, with n pixel values
     and the top eigenvalue λ of the Hessian (``curvature``), as long as no pixel reaches 0 or 1.
     """

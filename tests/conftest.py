@@ -7,6 +7,15 @@ from torch import nn
 torch.set_num_threads(1)  # the models here are too small to share, and other processes may want the other cores
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Trained models and records of one file of tests, in folders of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HPAT_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HPAT_RECORDS", str(tmp_path_factory.mktemp("records")))
+        yield
+
+
 @pytest.fixture
 def model() -> nn.Module:
     """A small classifier with batch norm, dropout, a frozen layer and mixed modes; images [B, 3, 16, 16]."""

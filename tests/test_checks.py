@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpatlib.attacks import bim, pgd, random_restarts
-from hpatlib.checks import CHECKS, Evidence, gather, masking, verdicts
+from hpatlib.checks import CHECKS, Evidence, gather, verdicts
 from hpatlib.evaluation import logits
 from hpatlib.square import _side, square
 
@@ -216,13 +216,13 @@ EFFORT = {"eps": EPS, "iterations": 10, "restarts": 2, "queries": 120}
 
 @pytest.mark.parametrize(("mask", "effort", "expected"), MASKED.values(), ids=MASKED.keys())
 def test_masked_gradients_raise_their_checks(mask, effort, expected, plain, surrogate, test_set):
-    table = masking(mask(plain), surrogate, *test_set, **EFFORT | effort)
+    table = verdicts(gather(mask(plain), surrogate, *test_set, **EFFORT | effort))
     assert set(table["check"][table["verdict"] == "raised"]) == expected
 
 
 def test_an_honest_model_raises_none(plain, surrogate, test_set):
     for eps in (0.2 * EPS, EPS):
-        table = masking(plain, surrogate, *test_set, **EFFORT | {"eps": eps})
+        table = verdicts(gather(plain, surrogate, *test_set, **EFFORT | {"eps": eps}))
         assert set(table["verdict"]) == {"not raised"}
     assert (table["value_low"] <= table["value"]).all() and (table["value"] <= table["value_high"]).all()
     assert (table["n"] == 48).all() and list(table["check"]) == [check.name for check in CHECKS]
@@ -294,7 +294,7 @@ def test_the_models_are_left_as_found(model, images, labels):
     model[4].requires_grad_(False)
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before = state(model)
-    masking(model, model, images, labels, eps=0.1, iterations=1, restarts=2, queries=4)
+    gather(model, model, images, labels, eps=0.1, iterations=1, restarts=2, queries=4)
     after = state(model)
     assert before[:2] == after[:2]
     assert all(torch.equal(a, b) for a, b in zip(before[2] + before[3], after[2] + after[3], strict=True))
@@ -303,9 +303,9 @@ def test_the_models_are_left_as_found(model, images, labels):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_works_where_gradients_are_off(mode, model, images, labels):
     effort = {"eps": 0.1, "iterations": 2, "restarts": 2, "queries": 5}
-    expected = masking(model, model, images, labels, **effort)
+    expected = verdicts(gather(model, model, images, labels, **effort))
     with mode():
-        found = masking(model, model, images.clone(), labels.clone(), **effort)
+        found = verdicts(gather(model, model, images.clone(), labels.clone(), **effort))
     assert found.equals(expected)
 
 
@@ -338,14 +338,14 @@ def test_bad_inputs_are_named(model, images, labels):
     with pytest.raises(ValueError, match="logits are not finite"):
         square(Broken(), images, labels, eps=0.1)
     with pytest.raises(ValueError, match=r"\[0, 1\], found values from"):
-        masking(model, model, images - 1, labels, eps=0.1)
+        gather(model, model, images - 1, labels, eps=0.1)
     with pytest.raises(ValueError, match=r"\(0, 0.5\).*found 0.5"):
-        masking(model, model, images, labels, eps=0.5)
+        gather(model, model, images, labels, eps=0.5)
     with pytest.raises(ValueError, match=r"\(0, 0.5\).*found 0"):
-        masking(model, model, images, labels, eps=0)
+        gather(model, model, images, labels, eps=0)
     two = nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
     with pytest.raises(ValueError, match=r"0…1 .the model has 2 classes"):
-        masking(model, two, images, labels, eps=0.1)
+        gather(model, two, images, labels, eps=0.1)
     with pytest.raises(ValueError, match=r"restarts must be .* found 0"):
         random_restarts(model, images, labels, eps=0.1, step=0.1, iterations=1, restarts=0)
 

@@ -16,14 +16,6 @@ from hpatlib.training import Recipe
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HPAT_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("HPAT_RECORDS", str(tmp_path_factory.mktemp("records")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def chosen(home) -> settings.Settings:
     """The smoke settings, smaller still."""
     smoke = settings.choose("smoke", None, 0)

@@ -20,14 +20,6 @@ NETWORK = ("simple_cnn", "scratch")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HPAT_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("HPAT_RECORDS", str(tmp_path_factory.mktemp("records")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def networks(home) -> list[list[runs.Run]]:
     recipe = Recipe(epochs=2, batch_size=32, patience=1)
     run = runs.Run("chest_ct", False, 32, 64, "patient", 1 / 5, *NETWORK, recipe, 0, front="replicated")

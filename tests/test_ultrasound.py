@@ -17,14 +17,6 @@ EPS = 0.25
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HPAT_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("HPAT_RECORDS", str(tmp_path_factory.mktemp("records")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def seeds(home) -> list[runs.Run]:
     recipe = Recipe(epochs=2, batch_size=32)
     return [runs.Run("cnmc", False, 32, 160, "patient", 1 / 3, "simple_cnn", "scratch", recipe, n) for n in (0, 1)]

@@ -14,14 +14,6 @@ from hpatlib.training import Recipe
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HPAT_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("HPAT_RECORDS", str(tmp_path_factory.mktemp("records")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def chosen(home) -> settings.Settings:
     made = settings.assimilation("smoke", None, 0)
     return replace(made, shown=10, run=replace(made.run, count=80, recipe=Recipe(epochs=1)))
