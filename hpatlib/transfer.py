@@ -49,7 +49,7 @@ class Effort:
 
 # By profile. The slides give none; the smallest profile only shows that everything runs.
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
-    {"smoke": Effort(6, 2, 40, seeds=1), "laptop": Effort(10, 3, 300, seeds=2), "study": Effort(), "paper": Effort()}
+    {"smoke": Effort(4, 2, 20, seeds=1), "laptop": Effort(10, 3, 300, seeds=2), "study": Effort(), "paper": Effort()}
 )
 
 
