@@ -1,9 +1,11 @@
 """``hpat``: list and run chapters, look after data, build the book."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -61,8 +63,11 @@ def run(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     record: Annotated[bool, typer.Option("--record", help="Write the record to evidence/, to be committed.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for executed notebooks [runs/chapters].")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Without Jupyter: the record, and no notebook.")] = False,
 ) -> None:
     """Execute chapters with papermill; the executed notebooks and their records land under runs/."""
+    if plain and output:
+        raise _stop("--plain writes no notebook for --output to hold: leave one of them out")
     root = checkout()
     known = chapters(root)
     if unknown := [name for name in names if name not in known]:
@@ -76,8 +81,9 @@ def run(
     failed = []
     for name in names:
         target = (output or home() / "chapters" / label) / f"{name}.ipynb"
-        typer.echo(f"{name} → {_short(target)}")
-        if (message := execute(known[name], target, given)) is not None:
+        typer.echo(name if plain else f"{name} → {_short(target)}")
+        message = execute_plainly(known[name], given) if plain else execute(known[name], target, given)
+        if message is not None:
             failed.append(name)
             typer.echo(message, err=True)
         elif not record:
@@ -141,6 +147,26 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     finally:
         fresh.unlink()
     os.replace(partial, target)
+    return None
+
+
+def execute_plainly(source: Path, parameters: dict) -> str | None:
+    """Run the cells of the notebook beside ``source`` in this process; return None, or why they failed.
+
+    It needs the library alone, neither papermill nor Jupyter: for a GPU or cluster node that has no more than that.
+    """
+    scope: dict[str, object] = {"__name__": "__main__"}
+    for number, cell in enumerate(json.loads(source.with_suffix(".ipynb").read_text("utf-8"))["cells"]):
+        tags = cell["metadata"].get("tags", [])
+        if cell["cell_type"] != "code" or "nbval-skip" in tags:  # what is skipped there installs things on Colab
+            continue
+        try:
+            exec(compile("".join(cell["source"]), f"{source.stem}, cell {number}", "exec"), scope)
+        except Exception as error:
+            traceback.print_exc()
+            return f"{source.stem} failed in cell {number}: {type(error).__name__}: {error}"
+        if "parameters" in tags:
+            scope |= parameters
     return None
 
 

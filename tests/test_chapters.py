@@ -66,6 +66,7 @@ def test_the_command_line_lists_chapters_by_title():
         (["run", "hpat/fig7"], "unknown chapter hpat/fig7: choose from "),
         (["run", "hpat/fig1_robustness_issue", "--profile", "huge"], "smoke"),
         (["run", "hpat/fig1_robustness_issue", "--seed", "-1"], "seed"),
+        (["run", "hpat/fig1_robustness_issue", "--plain", "--output", "here"], "leave one of them out"),
         (["data", "fetch", "cnmc"], "set HPAT_DATA"),
     ],
 )
@@ -114,6 +115,20 @@ def test_execute_injects_what_differs_and_keeps_a_failed_run_apart(tmp_path):
     failed = nbformat.read(target.with_suffix(".failed.ipynb"), as_version=4)
     assert "laptop real 7" in str(failed)
     assert sorted(path.name for path in target.parent.iterdir()) == ["chapter.failed.ipynb", "chapter.ipynb"]
+
+
+def test_a_plain_run_executes_the_cells_without_jupyter(tmp_path, capsys, monkeypatch):
+    chapter = jupytext.reads(CHAPTER, fmt="md:myst")
+    chapter.cells.insert(0, nbformat.v4.new_code_cell("%pip install nothing", metadata={"tags": ["nbval-skip"]}))
+    nbformat.write(chapter, tmp_path / "chapter.ipynb")
+    for module in ("papermill", "jupytext", "nbformat", "IPython"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    parameters = {"profile": "laptop", "data": "real", "seed": 3}
+    assert cli.execute_plainly(tmp_path / "chapter.md", parameters) is None
+    assert capsys.readouterr().out == "laptop real 3\n"
+    message = cli.execute_plainly(tmp_path / "chapter.md", parameters | {"seed": 7})
+    assert message == "chapter failed in cell 3: AssertionError: no such seed"
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_relative_data_folder_means_the_same_inside_the_chapter(tmp_path, monkeypatch):
