@@ -20,6 +20,7 @@ from hpatlib.data.images import ImageSet, home
 from hpatlib.settings import Settings
 
 PACKAGE = Path(__file__).parent
+DOCUMENTS = ("hpat", "ultrasound", "assimilation")  # in the order of the book
 VERDICTS = ("supported", "contradicted", "inconclusive", "not yet tested")
 
 
@@ -104,9 +105,7 @@ def published_table(document: str, name: str) -> pd.DataFrame:
 
 
 def _published() -> dict[str, dict]:
-    return {
-        path.stem: tomllib.loads(path.read_text("utf-8")) for path in sorted((PACKAGE / "published").glob("*.toml"))
-    }
+    return {name: tomllib.loads((PACKAGE / "published" / f"{name}.toml").read_text("utf-8")) for name in DOCUMENTS}
 
 
 def effect(claim: str, values, statistic: Callable[[np.ndarray], np.ndarray] | None = None) -> Effect:
