@@ -37,8 +37,7 @@ MARGIN = 0.05  # "does not fall" of an accuracy means: by less than this
 class Effort:
     """How hard attacks try: ``iterations`` of iterated ones; PGD's ``restarts`` and the Square attack's ``queries``.
 
-    ``seeds``: at most so many trainings of each network meet the adaptive attacker, and are taken of each data set
-    where a chapter has several (None: all).
+    ``seeds``: at most so many trainings of each network meet the adaptive attacker (None: all).
     """
 
     iterations: int = 10
