@@ -199,19 +199,24 @@ def gather(
     return Evidence(labels=labels.cpu().numpy(), pgd=pgd_right, budgets=budgets, **whole)
 
 
-def verdicts(evidence: Evidence) -> pd.DataFrame:
+def verdicts(evidence: Evidence, groups: np.ndarray | None = None) -> pd.DataFrame:
     """A row a check: ``check``, ``value``, ``value_low``, ``value_high``, ``n``, ``verdict`` and its three texts.
 
-    The value is a share of images or a difference of accuracies, with its bootstrap interval over images; above 0
-    speaks for masking. ``verdict``: ``"raised"`` where the whole interval is above 0, ``"unclear"`` where only the
-    value is, ``"not raised"`` otherwise. An interval over a dozen images is wide: 50 or more are worth their time.
+    The value is a share of images or a difference of accuracies, with its bootstrap interval over images (or whole
+    ``groups [N]`` of them); above 0 speaks for masking. ``verdict``: ``"raised"`` where the whole interval is above 0,
+    ``"unclear"`` where only the value is, ``"not raised"`` otherwise. An interval over a dozen images is wide: 50 or
+    more are worth their time.
     """
     rows = []
     for check in CHECKS:
         values, level = check.measure(evidence)
-        value, low, high = (float(number) for number in bootstrap(values, level=level))
-        verdict = "raised" if low > 0 else "unclear" if value > 0 else "not raised"
-        row = {"check": check.name, "value": value, "value_low": low, "value_high": high, "n": len(values)}
-        row |= {"verdict": verdict, "raised_if": check.raised_if}
-        rows.append(row | {"explanation": check.explanation, "advice": check.advice})
+        found = sign(check.name, *map(float, bootstrap(values, groups, level=level)), len(values))
+        told = {"raised_if": check.raised_if, "explanation": check.explanation, "advice": check.advice}
+        rows.append(found | told)
     return pd.DataFrame(rows)
+
+
+def sign(check: str, value: float, low: float, high: float, n: int) -> dict:
+    """A row of ``verdicts`` from a value with its interval."""
+    verdict = "raised" if low > 0 else "unclear" if value > 0 else "not raised"
+    return {"check": check, "value": value, "value_low": low, "value_high": high, "n": n, "verdict": verdict}

@@ -68,20 +68,46 @@ def roi(before: Tensor, after: Tensor) -> Tensor:
     return (before == after).double()
 
 
+def resampled_means(
+    values: np.ndarray, groups: np.ndarray | None, *, resamples: int, random: np.random.Generator
+) -> np.ndarray:
+    """Means of ``values [N, …]`` over images in ``resamples`` bootstrap samples: ``[resamples, …]``.
+
+    ``groups [N]`` names what belongs together (a patient, near-duplicates): whole groups are drawn, because the slices
+    of one patient are no independent images. None: each image stands for itself. Raises ``ValueError`` for no image,
+    or for another number of groups.
+    """
+    if values.ndim == 0 or len(values) == 0:
+        raise ValueError(f"values must be [N, …] with N ≥ 1, found {list(values.shape)}")
+    if groups is None:
+        counts, sums = np.ones(len(values)), values
+    elif len(groups) != len(values):
+        raise ValueError(f"groups must name one of each image, found {len(groups)} for {len(values)} images")
+    else:
+        _, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
+        sums = np.zeros((len(counts), *values.shape[1:]))
+        np.add.at(sums, member, values)
+    # How often each group is drawn in each resample: one matrix product replaces a copy of the values a resample.
+    drawn = random.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
+    images = (drawn @ counts).reshape(-1, *[1] * (values.ndim - 1))
+    return np.tensordot(drawn, sums, axes=1) / images
+
+
 def bootstrap(
-    values: Tensor | np.ndarray, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    values: Tensor | np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean of ``values [N, …]`` over images and its percentile bootstrap interval: ``(mean, low, high)``, ``[…]`` each
 
-    The interval is about the images that might have been drawn, not about other trainings.
+    The interval is about the images that might have been drawn (whole ``groups [N]`` where they are named), not about
+    other trainings.
     """
     values = np.asarray(values, dtype=float)
-    if values.ndim == 0 or len(values) == 0:
-        raise ValueError(f"values must be [N, …] with N ≥ 1, found {list(values.shape)}")
-    count = len(values)
-    # How often each image is drawn in each resample: one matrix product replaces a copy of the values a resample.
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples) / count
-    means = np.tensordot(weights, values, axes=1)  # [resamples, …]
+    means = resampled_means(values, groups, resamples=resamples, random=np.random.default_rng(seed))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return values.mean(axis=0), low, high
 
@@ -89,6 +115,7 @@ def bootstrap(
 def bootstrap_seeds(
     values: Sequence[np.ndarray],
     statistic: Callable[[np.ndarray], np.ndarray],
+    groups: Sequence[np.ndarray] | None = None,
     *,
     resamples: int = 2000,
     level: float = 0.95,
@@ -96,24 +123,37 @@ def bootstrap_seeds(
 ) -> tuple[float, float, float]:
     """A statistic of several trainings and its percentile interval over trainings and images: (value, low, high).
 
+    A statistic of K numbers ``[…, K]``, comparisons that a claim makes all at once, gives the least of them. Its
+    interval goes from the least of their lower ends to the least of their upper ends, these at a level that allows for
+    K of them (an intersection-union test): the bootstrap of a minimum would lie below the truth.
+
     ``values``: for each training (seed) an array ``[N_s, K]``, K measures of each of its test images. ``statistic``
     takes their means over images ``[…, S, K]`` to ``[…]``, such as ``lambda means: means.mean(axis=(-2, -1))``. Each
-    resample draws S trainings, and for each of them its images anew: the interval is about both.
+    resample draws S trainings, and for each of them its images anew (whole ``groups``, an array ``[N_s]`` a training,
+    where they are named): the interval is about both.
     """
+    value, means = seeds_drawn(values, groups, resamples=resamples, seed=seed)
+    own, drawn = np.atleast_1d(statistic(value)), statistic(means).reshape(resamples, -1)  # [K], [resamples, K]
+    low = np.quantile(drawn, (1 - level) / 2, axis=0).min()
+    high = np.quantile(drawn, 1 - (1 - level) / 2 / len(own), axis=0).min()
+    # Sums in another order differ in the last bit: rounded, a value without any spread lies inside its interval.
+    least, low, high = (round(float(x), 12) for x in (own.min(), low, high))
+    return least, low, high
+
+
+def seeds_drawn(
+    values: Sequence[np.ndarray], groups: Sequence[np.ndarray] | None, *, resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means over images of each training ``[S, K]``, and those of its bootstrap samples ``[resamples, S, K]``."""
     if not values or any(v.ndim != 2 or len(v) == 0 for v in values):
         raise ValueError(f"values must be [N, K] with N ≥ 1 for each seed, found {[v.shape for v in values]}")
     random = np.random.default_rng(seed)
     drawn = random.integers(len(values), size=(resamples, len(values)))
     means = np.empty((*drawn.shape, values[0].shape[1]))  # [resamples, S, K]
     for number, measured in enumerate(values):
-        here, n = drawn == number, len(measured)
-        weights = random.multinomial(n, np.full(n, 1 / n), size=int(here.sum())) / n
-        means[here] = weights @ measured
-    low, high = np.quantile(statistic(means), [(1 - level) / 2, (1 + level) / 2])
-    value = statistic(np.stack([v.mean(axis=0) for v in values]))
-    # Sums in another order differ in the last bit: rounded, a value without any spread lies inside its interval.
-    value, low, high = (round(float(x), 12) for x in (value, low, high))
-    return value, low, high
+        here, own = drawn == number, None if groups is None else groups[number]
+        means[here] = resampled_means(measured, own, resamples=int(here.sum()), random=random)
+    return np.stack([v.mean(axis=0) for v in values]), means
 
 
 TESTS = ("clean", "perturbed", "white-box FGSM", "white-box PGD", "transfer FGSM")

@@ -64,10 +64,20 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def label(self) -> str:
         """Profile, data, n and seed in a few words, for captions and legends."""
-        name, shown = self.provenance["data"]["name"], self.provenance["data"]["shown"]
+        return self.about(f"{self.provenance['data']['shown']} images")
+
+    def about(self, n: str) -> str:
+        """``label`` with another ``n``, such as "532 to 585 clean and 64 hybrid images"."""
         kind = "real" if self.real else "phantom"
-        count = f"n = {shown} images a seed" if len(self.seeds) > 1 else f"n = {shown} images"
-        return f"{self.profile} profile, {kind} data ({name}), {count}, {self.seeds_label}"
+        count = f"n = {n} a seed" if len(self.seeds) > 1 else f"n = {n}"
+        return f"{self.profile} profile, {kind} data ({self.provenance['data']['name']}), {count}, {self.seeds_label}"
+
+    @property
+    def weights(self) -> str:
+        """What the models started from: "ImageNet", "scratch", or both; empty where no model is asked."""
+        models = self.provenance.get("models") or [self.provenance[k] for k in ("model",) if k in self.provenance]
+        found = dict.fromkeys("ImageNet" if m["weights"] == "imagenet" else m["weights"] for m in models)
+        return " and ".join(found)
 
     @property
     def seeds(self) -> list[int]:
@@ -108,45 +118,48 @@ def _published() -> dict[str, dict]:
     return {name: tomllib.loads((PACKAGE / "published" / f"{name}.toml").read_text("utf-8")) for name in DOCUMENTS}
 
 
-def effect(claim: str, values, statistic: Callable[[np.ndarray], np.ndarray] | None = None) -> Effect:
+def effect(claim: str, values, statistic: Callable[[np.ndarray], np.ndarray] | None = None, groups=None) -> Effect:
     """The effect of ``claim`` from its value on each image ``[N]``, with a bootstrap interval.
 
     With a ``statistic``: from ``[N_s, K]`` values for each of several seeds, as ``evaluation.bootstrap_seeds`` takes
-    them; its interval is over seeds and images.
+    them; its interval is over seeds and images, or whole ``groups`` of images.
     """
     from hpatlib.evaluation import bootstrap, bootstrap_seeds
 
     if claim not in {known.id for known in claims()}:
         raise ValueError(f"unknown claim {claim!r}: the ones there are stand in hpatlib/published/")
     if statistic is not None:
-        return Effect(claim, *bootstrap_seeds(values, statistic), min(map(len, values)))
-    mean, low, high = bootstrap(values)
-    return Effect(claim, float(mean), float(low), float(high), len(values))
+        return Effect(claim, *bootstrap_seeds(values, statistic, groups), min(map(len, values)))
+    mean, low, high = map(float, bootstrap(values, groups))
+    return Effect(claim, mean, low, high, len(values))
 
 
 def record(
     chapter: str,
     settings: Settings,
-    trained: runs.Trained | Sequence[runs.Trained] | ImageSet,
+    trained: runs.Trained | Sequence[runs.Trained] | Sequence[ImageSet],
     rows: pd.DataFrame,
     effects: list[Effect],
     *,
     shown: int,
 ) -> Record:
-    """Put together what a chapter measured on ``shown`` images, and write it to ``$HPAT_RECORDS`` (home()/records).
+    """Put together what a chapter measured, and write it to ``$HPAT_RECORDS`` (home()/records).
+
+    ``shown``: how many images of each set were measured at most, fewer where a set has fewer to test on.
 
     ``trained``: the model, or all models of a chapter that compares several; the first stands for them in the stamp.
     A missing value (NaN) of ``rows`` is left out of its row: tables of several kinds can share a record.
-    A chapter that asks no model passes its images.
+    A chapter that asks no model passes its sets of images.
     """
-    several: list[runs.Trained] = []
-    if isinstance(trained, ImageSet):
-        about = {"data": {"name": trained.name, "fingerprint": trained.fingerprint, "images": len(trained)}}
-        side, device = {"size": trained.images.shape[-1]}, "cpu"
+    several = [] if isinstance(trained, runs.Trained) else list(trained)
+    if several and isinstance(several[0], ImageSet):
+        sets = [{"name": s.name, "fingerprint": s.fingerprint, "images": len(s)} for s in several]
+        about, side, device = {"data": _joined(sets)}, {"size": several[0].images.shape[-1]}, "cpu"
+        shown, several = _at_most(shown, [one["images"] for one in sets]), []
     else:
-        several = [] if isinstance(trained, runs.Trained) else list(trained)
         trained = several[0] if several else trained
         decided, about = trained.provenance["run"], {"data": _data(several or [trained])}
+        shown = _at_most(shown, [t.provenance["data"]["test"] for t in several or [trained]])
         about["model"] = {
             "key": trained.provenance["key"],
             "name": decided["model"],
@@ -181,8 +194,17 @@ def record(
 def _data(several: list[runs.Trained]) -> dict:
     """What the first model learned from; of a chapter on several data sets, theirs in turn, separated by commas."""
     first = {t.provenance["data"]["name"]: t.provenance["data"] for t in reversed(several)}
-    found = [first[name] for name in dict.fromkeys(t.provenance["data"]["name"] for t in several)]
+    return _joined([first[name] for name in dict.fromkeys(t.provenance["data"]["name"] for t in several)])
+
+
+def _joined(found: list[dict]) -> dict:
     return found[0] if len(found) == 1 else {k: ", ".join(str(one[k]) for one in found) for k in found[0]}
+
+
+def _at_most(shown: int, at_hand: list[int]) -> int | str:
+    """``shown``, or what there is: a number, or "84 to 96" where sets differ."""
+    counts = sorted({min(shown, count) for count in at_hand})
+    return counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _model(trained: runs.Trained) -> dict:
@@ -222,12 +244,17 @@ def agreement(made: Record, committed: Record) -> str:
     """One line: does ``made`` reproduce ``committed``, effect by effect?
 
     The same code on the same kind of processor gives the same digits; elsewhere, trainings drift apart. An effect
-    agrees when it is off by at most ``TOLERANCE``, or by half the width of its interval where that is more. Raises
-    ``ValueError`` for records of different runs.
+    agrees when it is off by at most ``TOLERANCE``, or by half the width of its interval where that is more. Runs on
+    other images are not compared. Raises ``ValueError`` for records of different runs.
     """
     asked = [(r.chapter, r.profile, r.data, r.seed) for r in (made, committed)]
     if asked[0] != asked[1]:
         raise ValueError(f"these are records of different runs: {asked[0]} and {asked[1]}")
+    here, there = (f"{r.provenance['data']['name']} {r.provenance['data']['fingerprint']}" for r in (made, committed))
+    if here != there:
+        return f"not compared with the committed record, which is about other images: {here} here, {there} there"
+    if not committed.effects:
+        return "nothing to compare: the committed record tests no claim"
     known = {effect.claim: effect for effect in made.effects}
     if missing := [effect.claim for effect in committed.effects if effect.claim not in known]:
         return f"differs from the committed record: nothing measured for {', '.join(missing)}"
@@ -242,14 +269,14 @@ def agreement(made: Record, committed: Record) -> str:
 def verdict(effects: list[Effect]) -> str:
     """The verdict on a claim from its effects in all real records (one a seed).
 
-    ``supported`` when every interval lies above zero, ``contradicted`` when every one lies below or at it,
-    ``inconclusive`` otherwise, ``not yet tested`` without any.
+    ``supported`` when every interval lies above zero, ``contradicted`` when every one lies below it, ``inconclusive``
+    otherwise, a tie to the last image included, and ``not yet tested`` without any.
     """
     if not effects:
         return "not yet tested"
     if all(e.low > 0 for e in effects):
         return "supported"
-    if all(e.high <= 0 for e in effects):
+    if all(e.high < 0 for e in effects):
         return "contradicted"
     return "inconclusive"
 
@@ -269,7 +296,10 @@ def verdicts(chapter: str | None = None) -> pd.DataFrame:
             low, high = min(e.low for e in effects), max(e.high for e in effects)
             size = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {claim.unit}"
             measured = "; ".join(
-                f"{r.provenance['data']['name']}, {r.profile}, n = {e.n}, {r.seeds_label}" for r, e in found
+                ", ".join(
+                    filter(None, (r.provenance["data"]["name"], r.profile, r.weights, f"n = {e.n}", r.seeds_label))
+                )
+                for r, e in found
             )
         rows.append(
             {

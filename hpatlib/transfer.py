@@ -6,8 +6,8 @@ a uniform start, FGSM one step of ε. ``survival`` asks what the slides leave op
 need no gradient of the assimilated model?
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -18,9 +18,9 @@ from torch import nn
 from tqdm import tqdm
 
 from hpatlib import attacks, checks, data, evidence, settings
-from hpatlib.assimilation import GLCMLoss, Objective, grayscale
+from hpatlib.assimilation import GLCMLoss, Objective, Repaint, grayscale
 from hpatlib.data import ImageSet
-from hpatlib.evaluation import logits, sample
+from hpatlib.evaluation import logits, sample, seeds_drawn
 from hpatlib.glcm import FEATURES
 from hpatlib.runs import Run, Trained, train_or_load
 
@@ -29,26 +29,23 @@ TRAININGS = ("vanilla", "assimilated", "without GLCM loss")
 ATTACKS = ("FGSM", "BIM", "MI-FGSM", "PGD")
 ITERATED = ATTACKS[1:]
 WORST = ("PGD, restarts", "transferred PGD", "Square", "worst of all")
+MODULES = (("T", 1), ("C", 3))  # and their output channels
 WINDOW = 20  # px: the slides compute texture features on areas of 20 × 20
 MARGIN = 0.05  # "does not fall" of an accuracy means: by less than this
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard attacks try: ``iterations`` of iterated ones; PGD's ``restarts`` and the Square attack's ``queries``.
-
-    ``seeds``: at most so many trainings of each network meet the adaptive attacker (None: all).
-    """
+    """How hard attacks try: ``iterations`` of iterated ones; PGD's ``restarts`` and the Square attack's ``queries``."""
 
     iterations: int = 10
     restarts: int = 5
     queries: int = 1000
-    seeds: int | None = None
 
 
 # By profile. The slides give none; the smallest profile only shows that everything runs.
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
-    {"smoke": Effort(4, 2, 20, seeds=1), "laptop": Effort(10, 3, 300, seeds=2), "study": Effort(), "paper": Effort()}
+    {"smoke": Effort(4, 2, 20), "laptop": Effort(10, 3, 300), "study": Effort(), "paper": Effort()}
 )
 
 
@@ -83,14 +80,20 @@ class Study:
     """What was measured: ``hits[dataset, network, training, attack, eps]``, an array ``[N_s]`` a seed, 1.0 where right.
 
     ``network`` is a pair (model, weights); ``attack`` one of ``ATTACKS``, ``"none"`` at ε = 0, or one of ``WORST``.
-    ``distances[dataset, training]``: the texture distance of each image ``[N_s]`` a seed. ``rows``: all of it, tidy;
-    ``trained``: every model, the first seed's vanilla one first.
+    ``distances[dataset, training]``: the texture distance of each image ``[N_s]`` a seed. ``groups[dataset]``: by seed,
+    what belongs together among them, ``[N_s]``: slices of one patient are no independent images. ``rows``: all of it,
+    tidy; ``trained``: every model, the first seed's vanilla one first.
     """
 
     rows: pd.DataFrame
     hits: dict[tuple, list[np.ndarray]]
     trained: list[Trained]
     distances: dict[tuple[str, str], list[np.ndarray]]
+    groups: dict[str, dict[int, np.ndarray]]
+
+    def effect(self, claim: str, dataset: str, values: list[np.ndarray], statistic: Callable) -> evidence.Effect:
+        """``evidence.effect`` of ``values``, whose interval draws whole groups of the data set's images."""
+        return evidence.effect(claim, values, statistic, list(self.groups[dataset].values()))
 
     def values(self, dataset: str, trainings: Sequence[str], cells: Sequence[tuple[str, float]]) -> list[np.ndarray]:
         """Per seed ``[N_s, K]``, K = trainings · networks · cells in this order; a cell is (attack, ε)."""
@@ -142,19 +145,53 @@ def study(
     """Train each of ``networks`` (vanilla runs, one a seed) in each way and attack it on ``shown`` test images.
 
     A seed's test images are the same for every network, training and attack. Rows: ``dataset``, ``model``,
-    ``weights``, ``training``, ``attack``, ``eps`` (in 0…1), ``seed``, ``accuracy``, ``n``.
+    ``weights``, ``training``, ``attack``, ``eps`` (in 0…1), ``iterations``, ``seed``, ``accuracy``, ``n``; and those of
+    ``ladder_signs``.
     """
     effort = effort or Effort()
     rows, trained = [], []
     hits: dict[tuple, list[np.ndarray]] = {}
+    groups: dict[str, dict[int, np.ndarray]] = {}
     jobs = [(run, training) for seeds in networks for run in seeds for training in trainings]
     for run, training in tqdm(jobs, "models", unit="model", leave=False):
         model = train_or_load(trained_as(run, training))
         trained.append(model)
         images = sample(model.test, shown)
+        groups.setdefault(run.dataset, {})[run.seed] = images.groups
         found = attacked_hits(model.model, images, ladder, iterations=effort.iterations, seed=run.seed)
-        _keep(rows, hits, run, training, found)
-    return Study(pd.DataFrame(rows), hits, trained, {})
+        _keep(rows, hits, run, training, found, iterations=effort.iterations)
+    measured = Study(pd.DataFrame(rows), hits, trained, {}, groups)
+    return replace(measured, rows=pd.concat([measured.rows, ladder_signs(measured, ladder)], ignore_index=True))
+
+
+def ladder_signs(measured: Study, ladder: Sequence[float]) -> pd.DataFrame:
+    """Signs of masked gradients that the results figure itself may show (D8), a row a network, training and sign.
+
+    ``"PGD rises along ε"``: the accuracy under PGD at a larger ε of ``ladder`` less that at a smaller one, for the two
+    where that is largest, its interval widened for having been picked; ``"FGSM beats PGD"``: the accuracy under PGD
+    less that under FGSM at the largest ε. Columns as in ``checks.verdicts``, with ``dataset``, ``model``, ``weights``,
+    ``training`` and ``eps``; intervals are over seeds and groups of images.
+    """
+    small_to_large, rows = sorted(ladder), []
+    pairs = [(i, j) for j in range(len(small_to_large)) for i in range(j)]
+    kinds = list(dict.fromkeys(key[:3] for key in measured.hits))
+    for dataset, (model, weights), training in kinds:
+        whole = (dataset, (model, weights), training)
+        cells = [(*whole, "PGD", eps) for eps in small_to_large] + [(*whole, "FGSM", small_to_large[-1])]
+        values = [np.stack(columns, axis=1) for columns in zip(*(measured.hits[cell] for cell in cells), strict=True)]
+        own, drawn = seeds_drawn(values, list(measured.groups[dataset].values()))  # [S, K], [resamples, S, K]
+        own, drawn = own.mean(axis=0), drawn.mean(axis=1)
+        signs = {"FGSM beats PGD": (-1, -2, 0.95)}
+        if pairs:
+            i, j = max(pairs, key=lambda pair: own[pair[1]] - own[pair[0]])
+            signs = {"PGD rises along ε": (i, j, 1 - 0.05 / len(pairs))} | signs
+        about = {"dataset": dataset, "model": model, "weights": weights, "training": training}
+        for name, (less, more, level) in signs.items():
+            low, high = np.quantile(drawn[:, more] - drawn[:, less], [(1 - level) / 2, (1 + level) / 2])
+            n = min(map(len, values))
+            found = checks.sign(name, float(own[more] - own[less]), float(low), float(high), n)
+            rows.append(about | found | {"eps": small_to_large[-1]})
+    return pd.DataFrame(rows)
 
 
 def survival(
@@ -163,34 +200,35 @@ def survival(
     eps: float,
     shown: int,
     effort: Effort | None = None,
-    device: str | None = None,
 ) -> Study:
     """Does the margin outlive an adaptive attacker? Each training's worst over PGD with restarts, transfer and Square.
 
     The transferred PGD is made on the other training's model of the same network and seed. A model is right under
     ``"worst of all"`` where it is right under these three, FGSM, and PGD at smaller ε. Rows: as in ``study``, with
-    ``attack`` one of ``WORST``; and those of ``checks.verdicts`` of the first seed's assimilated models, with
-    ``dataset``, ``model``, ``weights``, ``training``, ``eps`` and ``seed``.
+    ``attack`` one of ``WORST``, ``restarts`` and ``queries``; and those of ``checks.verdicts`` of the first seed's
+    models, with ``dataset``, ``model``, ``weights``, ``training``, ``eps`` and ``seed``.
     """
-    effort = effort or Effort()
+    tries = asdict(effort or Effort())
     rows, trained = [], []
     hits: dict[tuple, list[np.ndarray]] = {}
+    groups: dict[str, dict[int, np.ndarray]] = {}
     for seeds in networks:
-        for number, run in enumerate(seeds[: effort.seeds]):
+        for number, run in enumerate(seeds):
             models = {t: train_or_load(trained_as(run, t)) for t in ("vanilla", "assimilated")}
             trained += models.values()
             for training, mine in models.items():
                 other = models["assimilated" if training == "vanilla" else "vanilla"]
                 where = next(mine.model.parameters()).device
-                images, labels = (side.to(where) for side in sample(mine.test, shown).tensors())
-                tries = {"iterations": effort.iterations, "restarts": effort.restarts, "queries": effort.queries}
+                test = sample(mine.test, shown)
+                groups.setdefault(run.dataset, {})[run.seed] = test.groups
+                images, labels = test.tensors(where)
                 found = checks.gather(mine.model, other.model, images, labels, eps=eps, **tries, seed=run.seed)
-                _keep(rows, hits, run, training, worst_cases(found, eps))
-                if training == "assimilated" and number == 0:
+                _keep(rows, hits, run, training, worst_cases(found, eps), **tries)
+                if number == 0:
                     about = {**_about(run, training), "eps": eps, "seed": run.seed}
-                    table = checks.verdicts(found).drop(columns=["raised_if", "explanation", "advice"])
+                    table = checks.verdicts(found, test.groups).drop(columns=["raised_if", "explanation", "advice"])
                     rows += [about | row for row in table.to_dict("records")]
-    return Study(pd.DataFrame(rows), hits, trained, {})
+    return Study(pd.DataFrame(rows), hits, trained, {}, groups)
 
 
 def worst_cases(found: checks.Evidence, eps: float) -> dict[tuple[str, float], np.ndarray]:
@@ -210,18 +248,21 @@ def textures(networks: Sequence[Sequence[Run]], *, shown: int) -> Study:
     """
     rows, trained = [], []
     distances: dict[tuple[str, str], list[np.ndarray]] = {}
+    groups: dict[str, dict[int, np.ndarray]] = {}
     for training in TRAININGS[1:]:
         per_seed: dict[tuple[str, int], list[np.ndarray]] = {}
         for run in (run for seeds in networks for run in seeds):
             model = train_or_load(trained_as(run, training))
             trained.append(model)
-            found = _texture(model.model, sample(model.test, shown), run.size)
+            test = sample(model.test, shown)
+            groups.setdefault(run.dataset, {})[run.seed] = test.groups
+            found = _texture(model.model, test, run.size)
             per_seed.setdefault((run.dataset, run.seed), []).append(found["texture"])
             about = _about(run, training) | {"seed": run.seed}
             rows += [about | {"metric": m, "value": float(v.mean()), "n": len(v)} for m, v in found.items()]
         for (dataset, _), values in per_seed.items():
             distances.setdefault((dataset, training), []).append(np.mean(values, axis=0))
-    return Study(pd.DataFrame(rows), {}, trained, distances)
+    return Study(pd.DataFrame(rows), {}, trained, distances, groups)
 
 
 @torch.no_grad()
@@ -272,22 +313,25 @@ def _phantoms(run: Run) -> int | None:
 
 
 def combine(*studies: Study) -> Study:
-    """Several studies as one; what two of them measured is kept once."""
+    """Several studies as one, of other data sets or other attacks; a model of two of them is kept once."""
     rows = pd.concat([measured.rows for measured in studies], ignore_index=True)
     hits = {key: hit for measured in studies for key, hit in measured.hits.items()}
     distances = {key: value for measured in studies for key, value in measured.distances.items()}
     trained = {t.provenance["key"]: t for measured in studies for t in measured.trained}
-    return Study(rows, hits, list(trained.values()), distances)
+    groups = {key: value for measured in studies for key, value in measured.groups.items()}
+    return Study(rows, hits, list(trained.values()), distances, groups)
 
 
 def _about(run: Run, training: str) -> dict:
     return {"dataset": run.dataset, "model": run.model, "weights": run.weights, "training": training}
 
 
-def _keep(rows: list[dict], hits: dict, run: Run, training: str, found: dict[tuple[str, float], np.ndarray]) -> None:
+def _keep(
+    rows: list[dict], hits: dict, run: Run, training: str, found: dict[tuple[str, float], np.ndarray], **tries: int
+) -> None:
     for (attack, eps), hit in found.items():
         hits.setdefault((run.dataset, (run.model, run.weights), training, attack, eps), []).append(hit)
-        row = _about(run, training) | {"attack": attack, "eps": eps, "seed": run.seed}
+        row = _about(run, training) | {"attack": attack, "eps": eps, "seed": run.seed} | tries
         rows.append(row | {"accuracy": float(hit.mean()), "n": len(hit)})
 
 
@@ -309,20 +353,16 @@ def margin_effects(measured: Study, dataset: str, ladder: Sequence[float]) -> li
     """Does assimilation beat vanilla transfer learning? Averaged over ``ladder`` an attack, and everywhere at once.
 
     ``everywhere`` is the smallest margin over iterated attacks and ε, networks and seeds averaged; where both models
-    are always wrong it is 0, which does not speak for the claim.
+    are always wrong it is 0, which speaks neither for the claim nor against it.
     """
     effects = []
     for attack in ITERATED:
         values = measured.values(dataset, PAIR, [(attack, eps) for eps in ladder])
-        effects.append(evidence.effect(f"{_claim(dataset)}-{attack.lower().replace('-', '')}", values, _margin))
+        name = f"{_claim(dataset)}-{attack.lower().replace('-', '')}"
+        effects.append(measured.effect(name, dataset, values, _margin))
     cells = [(attack, eps) for attack in ITERATED for eps in ladder]
-    values = measured.values(dataset, PAIR, cells)
-    smallest = partial(_smallest, cells=len(cells))
-    return [*effects, evidence.effect(f"{_claim(dataset)}-everywhere", values, smallest)]
-
-
-def _smallest(means: np.ndarray, *, cells: int) -> np.ndarray:
-    return _margins(means, cells).min(axis=-1)
+    values, margins = measured.values(dataset, PAIR, cells), partial(_margins, cells=len(cells))
+    return [*effects, measured.effect(f"{_claim(dataset)}-everywhere", dataset, values, margins)]
 
 
 def _claim(dataset: str) -> str:
@@ -344,23 +384,22 @@ def outlier_effects(measured: Study, dataset: str, ladder: Sequence[float]) -> l
         return cells[..., 0] - cells[..., 1:].mean(axis=-1)
 
     return [
-        evidence.effect(f"{_claim(dataset)}-fgsm-flat", falls, rise),
-        evidence.effect(f"{_claim(dataset)}-fgsm-above", above, lead),
+        measured.effect(f"{_claim(dataset)}-fgsm-flat", dataset, falls, rise),
+        measured.effect(f"{_claim(dataset)}-fgsm-above", dataset, above, lead),
     ]
 
 
 def survival_effect(measured: Study, dataset: str, eps: float) -> evidence.Effect:
     """The margin of assimilation where each model meets the worst that the adaptive attacker finds for it."""
-    return evidence.effect(
-        f"{_claim(dataset)}-adaptive", measured.values(dataset, PAIR, [("worst of all", eps)]), _margin
-    )
+    values = measured.values(dataset, PAIR, [("worst of all", eps)])
+    return measured.effect(f"{_claim(dataset)}-adaptive", dataset, values, _margin)
 
 
 def texture_effect(measured: Study, dataset: str) -> evidence.Effect:
     """How much farther from the original's texture pictures are without the GLCM loss than with it."""
     sides = (measured.distances[dataset, training] for training in ("without GLCM loss", "assimilated"))
     pairs = [np.stack(pair, axis=1) for pair in zip(*sides, strict=True)]
-    return evidence.effect(f"{_claim(dataset)}-texture", pairs, _margin)
+    return measured.effect(f"{_claim(dataset)}-texture", dataset, pairs, _margin)
 
 
 def settings_rows(chosen: settings.Settings, trained: Sequence[Trained]) -> pd.DataFrame:
@@ -379,14 +418,17 @@ def settings_rows(chosen: settings.Settings, trained: Sequence[Trained]) -> pd.D
         "glcm_orientations": str(loss.angles),
         "glcm_window": f"{loss.window} px",
         "strengths": ", ".join(f"{255 * eps:g}" for eps in chosen.chosen.ladder),
+        "glcm_features": ", ".join(trained_as(chosen.run, "assimilated").objective.texture.features),
         "alpha": f"{settings.ALPHA:g}",
+        "modules": ", ".join(f"{name} {sum(p.numel() for p in Repaint(n).parameters())}" for name, n in MODULES),
     }
+    unsaid = {"glcm_features": "features in the GLCM loss", "alpha": "α of equation 18", "modules": "parameters"}
     rows = [
         {
-            "setting": printed[name]["name"] if name in printed else "α of equation 18",
+            "setting": printed[name]["name"] if name in printed else unsaid[name],
             "published": str(printed[name]["shown"]) if name in printed else "not said",
             "here": value,
-            "where": printed[name]["where"] if name in printed else "equation 18",
+            "where": printed[name]["where"] if name in printed else "–",
         }
         for name, value in here.items()
     ]

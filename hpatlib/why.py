@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hpatlib import assimilation, evidence, explain, glcm, models, settings
 from hpatlib.data import ImageSet, load, photographs
-from hpatlib.evaluation import logits, sample
+from hpatlib.evaluation import logits, sample, seeds_drawn
 from hpatlib.runs import Run, Trained, default_device, train_or_load
 from hpatlib.settings import Settings
 
@@ -184,23 +184,14 @@ def resample(
     """The mean over trainings of means over images, and ``[resamples]`` values that it might have had.
 
     ``seeds``: for each training its values ``[N]``, NaN where there is none, and the group of each, ``[N]``. A resample
-    draws trainings, and for each of them groups, whole. Raises ``ValueError`` where a training has no value at all.
+    draws trainings, and for each of them groups, whole. A training without any value is left out. Raises
+    ``ValueError`` where none has one.
     """
-    random = np.random.default_rng(seed)
-    drawn = random.integers(len(seeds), size=(resamples, len(seeds)))
-    means, own = np.empty(drawn.shape), []
-    for number, (values, groups) in enumerate(seeds):
-        there = np.isfinite(values)
-        if not there.any():
-            raise ValueError(f"training {number} has no finite value among {len(values)}")
-        _, group = np.unique(groups[there], return_inverse=True)
-        sums, counts = np.bincount(group, weights=values[there]), np.bincount(group)
-        here = drawn == number
-        share = np.full(len(counts), 1 / len(counts))
-        weights = random.multinomial(len(counts), share, size=int(here.sum()))
-        means[here] = (weights @ sums) / (weights @ counts)
-        own.append(values[there].mean())
-    return float(np.mean(own)), means.mean(axis=1)
+    there = [(values[finite], groups[finite]) for values, groups in seeds if (finite := np.isfinite(values)).any()]
+    if not there:
+        raise ValueError(f"no finite value in any of {len(seeds)} trainings")
+    own, drawn = seeds_drawn([v[:, None] for v, _ in there], [g for _, g in there], resamples=resamples, seed=seed)
+    return float(own.mean()), drawn.mean(axis=(1, 2))
 
 
 def _effect(

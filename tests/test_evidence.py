@@ -62,6 +62,9 @@ def test_a_rerun_agrees_within_the_tolerance_or_says_where_not(made):
     assert evidence.agreement(moved(0.9 * half), made).startswith("agrees")
     assert f"beyond tolerance in {CLAIM}" in evidence.agreement(moved(1.1 * half), made)
     assert f"nothing measured for {CLAIM}" in evidence.agreement(msgspec.structs.replace(made, effects=[]), made)
+    other = made.provenance | {"data": made.provenance["data"] | {"fingerprint": "another"}}
+    assert "other images" in evidence.agreement(moved(0, provenance=other), made)
+    assert "tests no claim" in evidence.agreement(made, msgspec.structs.replace(made, effects=[]))
     with pytest.raises(ValueError, match="different runs"):
         evidence.agreement(moved(0, seed=4), made)
 
@@ -97,6 +100,7 @@ def effect(low: float, high: float) -> evidence.Effect:
         ([(-0.2, -0.1)], "contradicted"),
         ([(-0.1, 0.1)], "inconclusive"),
         ([(0.0, 0.1)], "inconclusive"),
+        ([(0.0, 0.0)], "inconclusive"),  # a tie to the last image, as where both models are always wrong
         ([(0.1, 0.2), (0.2, 0.3)], "supported"),
         ([(0.1, 0.2), (-0.1, 0.1)], "inconclusive"),
         ([(0.1, 0.2), (-0.2, -0.1)], "inconclusive"),

@@ -1,6 +1,8 @@
 """STBO against BoTorch, GPyTorch, Monte Carlo and random search; and no transfer to the host in its loop."""
 
+import inspect
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,15 @@ from hpatlib.stbo import (
 )
 
 BOXES = [Box(3, 30), Box(12, 180)]
+
+
+def test_the_interpretations_name_the_constants():
+    page = (Path(__file__).parents[1] / "book" / "interpretations.md").read_text("utf-8")
+    entry = page.split("(h22)=")[1].split("\n(h")[0]
+    defaults = {name: p.default for name, p in inspect.signature(stbo).parameters.items()}
+    anywhere, near = defaults["candidates"]
+    assert f"length-scale of {LENGTHSCALE}." in entry and defaults["initial"] == 10 and "first ten queries" in entry
+    assert f"{anywhere + near} candidates, {anywhere} anywhere and {near} near" in entry
 
 
 def observed(box: Box, t: int, groups: int = 3) -> tuple[Process, torch.Tensor, torch.Tensor]:

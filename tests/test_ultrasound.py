@@ -178,6 +178,35 @@ def test_intervals_over_seeds_and_images():
         evaluation.bootstrap_seeds([np.ones(3)], mean)
 
 
+def test_the_least_of_several_comparisons():
+    random = np.random.default_rng(2)
+    values = [random.normal(loc=(1.0, 2.0, 3.0), size=(300, 3)) for _ in range(3)]
+    each = lambda means: means.mean(axis=-2)  # noqa: E731
+    ones = [evaluation.bootstrap_seeds(values, lambda means, k=k: means[..., k].mean(axis=-1)) for k in range(3)]
+    least, low, high = evaluation.bootstrap_seeds(values, each)
+    assert (least, low) == ones[0][:2] and ones[0][2] <= high < ones[1][0]  # upper ends allow for three comparisons
+    alone = [v[:, :1] for v in values]
+    assert evaluation.bootstrap_seeds(alone, each) == evaluation.bootstrap_seeds(alone, lambda m: m[..., 0].mean(-1))
+
+
+def test_intervals_draw_whole_groups():
+    random = np.random.default_rng(1)
+    patients = random.normal(size=(20, 1))
+    values, groups = patients.repeat(10, axis=0), np.arange(20).repeat(10).astype(str)
+    loose, whole = evaluation.bootstrap(values), evaluation.bootstrap(values, groups)
+    once = evaluation.bootstrap(patients)
+    assert whole[0] == pytest.approx(once[0]) and (whole[2] - whole[1]) == pytest.approx(once[2] - once[1], rel=0.1)
+    assert (loose[2] - loose[1]) < 0.5 * (whole[2] - whole[1])
+    alone = np.array([f"{n:03d}" for n in range(200)])
+    assert np.allclose(evaluation.bootstrap(values, alone), loose)  # a group an image: nothing changes
+    seeds = [values, values]
+    mean = lambda means: means[..., 0].mean(axis=-1)  # noqa: E731
+    narrow, wide = evaluation.bootstrap_seeds(seeds, mean), evaluation.bootstrap_seeds(seeds, mean, [groups] * 2)
+    assert wide[2] - wide[1] > 2 * (narrow[2] - narrow[1])
+    with pytest.raises(ValueError, match="groups must name one of each image, found 3 for 200 images"):
+        evaluation.bootstrap(values, groups[:3])
+
+
 def constructed(cells: dict[tuple[str, str], list[float]], eps: float = 0.5, n: int = 200) -> ultrasound.Study:
     """A study whose accuracies are given: (training, test) → one share a seed."""
     hits = {(eps, *cell): [(np.arange(n) < share * n).astype(float) for share in s] for cell, s in cells.items()}

@@ -20,6 +20,7 @@ NETWORKS = {
     "simple_cnn": "SimpleCNN",
     "simple_cnn_bn": "SimpleCNN with batch norm",
     "resnet18": "ResNet18",
+    "densenet121": "DenseNet-121",
     "densenet201": "DenseNet-201",
     "resnet50": "ResNet50",
     "vgg16": "VGG16",
@@ -93,8 +94,7 @@ def panels(images: dict[str, np.ndarray], titles: list[str], record: Record) -> 
         ]
         return finish(
             canvas,
-            # Pictures are always of phantoms, whatever the record's other numbers are of.
-            f"Phantom images. Rows: {shown}. {record.profile.capitalize()} profile, seed {record.seed}.",
+            f"Phantom images. Rows: {shown}. {phantoms(record)}.",
             f"Grid of grey pictures. Rows: {shown}. Mean distance of the first row's pictures from its first one, in "
             f"grey levels of 255: {', '.join(changes)}.",
         )
@@ -129,10 +129,21 @@ def rows(record: Record, **only: object) -> pd.DataFrame:
     return frame
 
 
-def label(record: Record) -> str:
-    """Data, profile, n, seed and device, as every caption ends."""
-    device = record.provenance["device"]
-    return f"{record.label[0].upper()}{record.label[1:]}, {device}"
+def label(record: Record, n: str | None = None) -> str:
+    """Data, profile, n (the record's own unless given), seed and device, as every caption ends."""
+    text = record.about(n) if n else record.label
+    return f"{text[0].upper()}{text[1:]}, {record.provenance['device']}"
+
+
+def span(counts: pd.Series) -> str:
+    """Such as "64" or "532 to 585"."""
+    low, high = int(counts.min()), int(counts.max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def phantoms(record: Record) -> str:
+    """As the caption of pictures ends: they are of phantoms, whatever the record's numbers are of."""
+    return f"{record.profile.capitalize()} profile, phantoms and models trained on them, seed {record.seed}"
 
 
 def network(model: str, weights: str) -> str:

@@ -27,6 +27,7 @@ AVERAGED = {
 }
 READINGS = {"fixed": "one fixed transform", "searched": "the worst that STBO finds"}
 MARKERS = "osD^vXP*"
+PREVALENCE = "The document tests on about two malignant cells to one healthy, we on one to one."
 BOX = {"boxstyle": "round,pad=0.4", "facecolor": "#EAF2F8", "edgecolor": "#0072B2"}
 
 
@@ -75,11 +76,8 @@ def search_table(records: list[Record]) -> Table:
         for row in r.rows
         if row["queries"] in (99, 100, 775)
     ]
-    return Table(pd.DataFrame(rows), f"Mean worst loss and ROI with 95 % intervals over {_counts(records)} images.")
-
-
-def _counts(records: list[Record]) -> str:
-    return " or ".join(sorted({str(r.provenance["data"]["shown"]) for r in records}, key=int))
+    about = "; ".join(map(base.label, records))
+    return Table(pd.DataFrame(rows), f"Mean worst loss and ROI with 95 % intervals over images. {about}.")
 
 
 def _with_interval(row: dict, metric: str) -> str:
@@ -178,8 +176,19 @@ def classification(records: list[Record]) -> Table:
     return Table(
         frame[["network", "source", *AVERAGED.values()]],
         "Classification of clean images, in percent. The document prints one value and no average; ours are means ± "
-        f"standard deviations over seeds. {'; '.join(map(base.label, records))}.",
+        f"standard deviations over seeds. {PREVALENCE} {_about(records)}.",
     )
+
+
+def _about(records: list[Record]) -> str:
+    """The labels of records, with the numbers of images that their rows have."""
+    told = []
+    for record in records:
+        frame = pd.DataFrame(record.rows)
+        hybrid = frame[frame["reading"] != "clean"]["n"]
+        n = f"{base.span(frame[frame['reading'] == 'clean']['n'])} clean"
+        told.append(base.label(record, f"{n} and {base.span(hybrid)} hybrid images" if len(hybrid) else f"{n} images"))
+    return "; ".join(told)
 
 
 def _header(metric: str) -> str:
@@ -224,9 +233,9 @@ def robustness(record: Record, *, split: str = "patient") -> Figure:
         canvas.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(names), 3))
         return base.finish(
             canvas,
-            "Accuracy and ROI over the environments. Points: mean over seeds; bars: their standard "
+            f"Accuracy and ROI over the environments, split by {split}. Points: mean over seeds; bars: their standard "
             f"deviation. {base.label(record)}.",
-            f"Line charts of accuracy and ROI over H0 to H6 in two readings. {'; '.join(told)}.",
+            f"Line charts of accuracy and ROI over H0 to H6 in two readings, split by {split}. {'; '.join(told)}.",
         )
 
 
@@ -267,7 +276,8 @@ def heat(record: Record, *, split: str = "patient") -> Figure:
         canvas.colorbar(picture, ax=axes, label="ROI (eq. 15)", shrink=0.8)
         return base.finish(
             canvas,
-            f"ROI under PGD at ε and a rotation, mean over {frame['seed'].nunique()} trainings. {base.label(record)}.",
+            f"ROI under PGD at ε and a rotation, mean over {frame['seed'].nunique()} trainings, split by {split}. "
+            f"{base.label(record)}.",
             f"Heat maps of the ROI over ε and rotation. {'; '.join(told)}.",
         )
 
@@ -313,11 +323,11 @@ def steps(record: Record) -> Table:
     return Table(pd.DataFrame(record.rows), f"Algorithm 1 on one batch, line by line. {base.label(record)}.")
 
 
-def tied(walk: Walk) -> Table:
+def tied(walk: Walk, record: Record) -> Table:
     """How many clean answers change with the adversarial partner, for MixBN and for equation 10 as printed."""
     names = {"mix": "MixBN: each half through its own branch", "sum": "equation 10 as printed: the branches added up"}
     rows = [{"variant": names[name], "clean answers that change": f"{share:.0%}"} for name, share in walk.tied.items()]
-    return Table(pd.DataFrame(rows), "What an image's answer owes to its partner.")
+    return Table(pd.DataFrame(rows), f"What an image's answer owes to its partner. {base.label(record)}.")
 
 
 def mixbn(record: Record) -> Figure:
@@ -353,7 +363,7 @@ def mixbn(record: Record) -> Figure:
         return base.finish(
             canvas,
             "Accuracy without MixBN and through each of its branches; attacks go through the branch that is measured. "
-            f"Points: mean over seeds; bars: their standard deviation. {base.label(record)}.",
+            f"Points: mean over seeds; bars: their standard deviation. {_about([record])}.",
             f"Dot charts of accuracy. {'; '.join(told)}.",
         )
 
@@ -385,6 +395,5 @@ def ablation(records: list[Record]) -> Table:
     return Table(
         frame,
         "MixBN, in percent; precision and F1 of the malignant class. The document says neither on which images nor "
-        "through which branch; ours are means ± standard deviations over seeds. "
-        f"{'; '.join(map(base.label, records))}.",
+        f"through which branch; ours are means ± standard deviations over seeds. {PREVALENCE} {_about(records)}.",
     )

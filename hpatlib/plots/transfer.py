@@ -78,8 +78,9 @@ def strengths(record: Record, trainings: tuple[str, ...] = ("assimilated", "vani
         canvas.legend(handles=styles, loc="outside lower center", ncols=len(styles))
         return base.finish(
             canvas,
-            "Accuracy against attack strength; ε = 0 is the clean image. Points: mean over seeds; bars: their standard "
-            f"deviation; thin dotted: guessing between classes of equal size. {base.label(record)}.",
+            "Accuracy against attack strength; ε = 0 is the clean image. Iterated attacks take "
+            f"{frame['iterations'].max():g} steps. Points: mean over seeds; bars: their standard deviation; thin "
+            f"dotted: guessing between classes of equal size. {base.label(record)}.",
             f"Line charts of accuracy against ε in 1/255. {'; '.join(told)}.",
         )
 
@@ -89,6 +90,8 @@ def survival(record: Record) -> Figure:
     frame = _accuracies(record)
     eps = frame[frame["attack"].isin(transfer.WORST)]["eps"].max()
     frame = frame[(frame["eps"] == eps) & frame["attack"].isin(transfer.WORST)]
+    one = frame.iloc[0]
+    tries = f"PGD: {one['restarts']:g} × {one['iterations']:g} steps; Square: {one['queries']:g} queries"
     names = {"PGD, restarts": "PGD,\nrestarts", "transferred PGD": "PGD,\ntransferred", "Square": "Square"}
     names |= {"worst of all": "worst\nof all"}
     panels = list(frame.groupby(["dataset", "model", "weights"], sort=False))
@@ -111,13 +114,13 @@ def survival(record: Record) -> Figure:
             canvas,
             f"Accuracy at ε = {255 * eps:g}/255 under an adaptive attacker. Transferred: made on the other training's "
             "model. Worst of all: right under every one of these, FGSM, and PGD at smaller ε. Bars: mean over seeds; "
-            f"whiskers: their standard deviation; points: each. {base.label(record)}.",
+            f"whiskers: their standard deviation; points: each. {tries}. {base.label(record)}.",
             f"Bar chart of accuracy at ε = {255 * eps:g}/255. {'; '.join(told)}.",
         )
 
 
 def masking(records: list[Record]) -> Table:
-    """Signs of masked gradients of the assimilated models, a row a check."""
+    """Signs of masked gradients, a row a check and training; those without a seed are about all seeds."""
     parts = []
     for record in records:
         frame = pd.DataFrame(record.rows)
@@ -126,17 +129,19 @@ def masking(records: list[Record]) -> Table:
                 {
                     "data": f"{DATASETS[row.dataset]}, {'real' if record.real else 'phantom'}, {record.profile}",
                     "network": base.network(row.model, row.weights),
+                    "training": row.training,
                     "check": row.check,
                     "value [95 % interval]": f"{row.value:+.2f} [{row.value_low:+.2f}, {row.value_high:+.2f}]",
                     "verdict": row.verdict,
                     "ε": f"{255 * row.eps:g}/255",
+                    "seeds": "all" if pd.isna(row.seed) else int(row.seed),
                     "n": int(row.n),
                 }
             )
     return Table(
         pd.DataFrame(parts),
-        "Signs that assimilated models mask their gradients, in shares of images; above zero speaks for masking. "
-        "Raised: the whole interval is; unclear: only the value is. A check that is not raised proves nothing.",
+        "Signs that models mask their gradients, in shares of images; above zero speaks for masking. Raised: the whole "
+        "interval is; unclear: only the value is. A check that is not raised proves nothing. n: images a seed.",
     )
 
 
@@ -181,7 +186,8 @@ def repainted(shown: dict[str, dict[str, np.ndarray]], record: Record) -> Figure
             moved.append(f"{name} by {away:.1f}")
         return base.finish(
             canvas,
-            f"Phantoms with a lesion, and the pictures C(T(x)) that the backbone sees of them. {base.label(record)}.",
+            "Phantoms with a lesion, and the pictures C(T(x)) that the backbone sees of them. "
+            f"{base.phantoms(record)}, first network.",
             f"Grid of pictures, rows: {', '.join(d for d, _, _ in rows)}; columns: {', '.join(columns)}. Mean distance "
             f"of a pixel from the original, in grey levels of 255: {', '.join(moved)}.",
         )

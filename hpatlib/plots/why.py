@@ -179,7 +179,8 @@ def scores(record: Record) -> Table:
 def maps(shown: list[Asked], record: Record) -> Figure:
     """An image of each task with its Grad-CAM map: the outlined pixels hold half of the map's mass.
 
-    Phantoms and photographs only: the first image of each that is answered correctly and has a map.
+    Phantoms and photographs only: the first image of each that has a map, one answered correctly if there is one.
+    Raises ``ValueError`` for a task none of whose images has a map.
     """
     with plt.style.context(STYLE):
         canvas, axes = plt.subplots(2, len(shown), figsize=(7.2, 2.9), squeeze=False)
@@ -188,9 +189,11 @@ def maps(shown: list[Asked], record: Record) -> Figure:
             layer = explain.last_feature_map(one.model, one.images[:1], places=PLACES)
             heat = explain.attention(one.model, one.images, layer=layer).cpu()
             area = explain.attention_area(heat)
+            if not area.isfinite().any():
+                raise ValueError(f"no image of {one.task} has a Grad-CAM map: nothing speaks for the predicted class")
             with torch.no_grad():
-                right = (one.model(one.images).argmax(dim=1) == one.labels).cpu() & area.isfinite()
-            pick = int(right.int().argmax())
+                right = (one.model(one.images).argmax(dim=1) == one.labels).cpu()
+            pick = int((area.isfinite() * (1 + right.int())).argmax())
             values = heat[pick].flatten().sort(descending=True).values
             level = float(values[max(0, round(float(area[pick]) * len(values)) - 1)])
             base.picture(axes[0][column], one.images[pick].cpu())
@@ -205,7 +208,7 @@ def maps(shown: list[Asked], record: Record) -> Figure:
         return base.finish(
             canvas,
             "One test image of each task (medical ones are phantoms) and its Grad-CAM map for the predicted class; the "
-            f"outlined pixels hold half of the map's mass. {CREDIT}. {base.label(record)}.",
+            f"outlined pixels hold half of the map's mass. {CREDIT}. {base.phantoms(record)}.",
             f"Phantom pictures and crops of photographs with an outlined region, which covers: {', '.join(told)}.",
         )
 
@@ -307,4 +310,4 @@ def _dots(axis: plt.Axes, frame: pd.DataFrame) -> str:
 
 
 def _others(record: Record) -> str:
-    return f"{base.label(record)}; and three more medical sets. {CREDIT}."
+    return f"{base.label(record)}. {CREDIT}."
