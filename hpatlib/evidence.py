@@ -74,10 +74,10 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def weights(self) -> str:
-        """What the models started from: "ImageNet", "scratch", or both; empty where no model is asked."""
+        """What the models started from: "from ImageNet", "from scratch", or both; empty where no model is asked."""
         models = self.provenance.get("models") or [self.provenance[k] for k in ("model",) if k in self.provenance]
         found = dict.fromkeys("ImageNet" if m["weights"] == "imagenet" else m["weights"] for m in models)
-        return " and ".join(found)
+        return f"from {' and '.join(found)}" if found else ""
 
     @property
     def seeds(self) -> list[int]:

@@ -119,7 +119,7 @@ def test_phantom_records_never_count(made, tmp_path, monkeypatch):
     table = evidence.verdicts(CHAPTER)
     counted = table[table["verdict"] != "not yet tested"]
     assert counted["verdict"].tolist() == ["supported"] and counted["measured on"].tolist() == [
-        "cnmc, smoke, n = 8, seed 3"
+        "cnmc, smoke, from scratch, n = 8, seed 3"
     ]
 
 
