@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hpatlib import assimilation, evidence, explain, glcm, models, settings
 from hpatlib.data import ImageSet, load, photographs
+from hpatlib.data.images import fingerprint
 from hpatlib.evaluation import logits, sample, seeds_drawn
 from hpatlib.runs import Run, Trained, default_device, train_or_load
 from hpatlib.settings import Settings
@@ -304,7 +305,8 @@ def texture_sets(chosen: Settings, *, count: int) -> dict[str, ImageSet]:
     colour, names = photographs.crops(count, size=SIDE, seed=chosen.seed)
     grey = assimilation.grayscale(torch.from_numpy(colour).float()).round().to(torch.uint8).numpy()
     labels = np.zeros(count, np.int64)
-    return found | {NATURAL: ImageSet(NATURAL, grey, labels, names, ("photograph",), False, "")}
+    hashed = fingerprint(grey, labels, names)
+    return found | {NATURAL: ImageSet(NATURAL, grey, labels, names, ("photograph",), False, hashed)}
 
 
 def monotony(sets: dict[str, ImageSet]) -> tuple[Study, list[evidence.Effect]]:

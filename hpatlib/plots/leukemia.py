@@ -27,7 +27,10 @@ AVERAGED = {
 }
 READINGS = {"fixed": "one fixed transform", "searched": "the worst that STBO finds"}
 MARKERS = "osD^vXP*"
-PREVALENCE = "The document tests on about two malignant cells to one healthy, we on one to one."
+PREVALENCE = (
+    "The document's numbers fit about two malignant cells to one healthy, on which binary precision and F1 depend; the "
+    "subset of C-NMC and the phantoms have one to one."
+)
 BOX = {"boxstyle": "round,pad=0.4", "facecolor": "#EAF2F8", "edgecolor": "#0072B2"}
 
 
