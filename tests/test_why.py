@@ -190,6 +190,10 @@ def test_the_landscape_is_measured_recorded_and_drawn(networks, chosen, monkeypa
     line = grid[grid["y"] == 0].sort_values("x")["value"]
     assert line.is_monotonic_increasing and line.iloc[2] == 0  # along its gradient the loss of this model rises
     assert (rows[rows["metric"] == "sharpness"]["value"] >= 0).all()
+    one = next(why.asked({"chest_ct": [None]}, shown=10, crops=1))
+    bend = explain.curvature(networks, one.images, one.labels, iterations=100, generator=torch.Generator())
+    found = measured.values["chest_ct", "curvature"][0][0]
+    assert 10.0**found == pytest.approx(bend.abs().clamp_min(why.STRAIGHT).double().numpy(), rel=0.05)
     record = evidence.record("assimilation/test", chosen, measured.trained, rows, [], shown=10)
     for figure in (plots.why.landscapes(record), plots.why.slices(record), plots.why.sharpness(record)):
         assert "breast ultrasound" in figure.alt and "Smoke profile, phantom data" in figure.caption

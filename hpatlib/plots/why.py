@@ -5,14 +5,14 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.colors import SymLogNorm
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from hpatlib import explain, glcm
 from hpatlib.evidence import Record
 from hpatlib.plots import base
 from hpatlib.plots.base import STYLE, Figure, Table
-from hpatlib.why import FLAT, HALF, HEAD, NATURAL, PLACES, TEXTURES, WINDOW, Asked
+from hpatlib.why import FLAT, HALF, HEAD, NATURAL, PLACES, STRAIGHT, TEXTURES, WINDOW, Asked
 
 # Tasks as figures name them; blue shades are medical, the others natural.
 TASKS = {
@@ -61,7 +61,7 @@ def sharpness(record: Record) -> Figure:
     frame = pd.DataFrame(record.rows)
     named = {
         "sharpness": "rise of the loss within 4/255, nats",
-        "curvature": "largest curvature, nats / (pixel range)²",
+        "curvature": "largest curvature, log₁₀ nats / (pixel range)²",
     }
     with plt.style.context(STYLE):
         canvas, axes = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
@@ -69,13 +69,16 @@ def sharpness(record: Record) -> Figure:
         for axis, (metric, title) in zip(axes, named.items(), strict=True):
             told.append(f"{title}: {_dots(axis, frame[frame['metric'] == metric])}")
             axis.set(xlabel=title)
-            if frame[frame["metric"] == metric]["low"].min() > 0:
-                axis.set_xscale("log")
+        if frame[frame["metric"] == "sharpness"]["low"].min() > 0:
+            axes[0].set_xscale("log")
+            axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes[0].xaxis.set_major_formatter("{x:g}")
+            axes[0].xaxis.set_minor_formatter(NullFormatter())
         return base.finish(
             canvas,
             "How steep the loss is around test images. Left: how far PGD raises it within 4/255; right: the eigenvalue "
-            "of the Hessian that is largest in size. Points: mean over trainings, small ones: each; bars: 95 % "
-            f"bootstrap intervals. {_others(record)}",
+            f"of the Hessian that is largest in size, {STRAIGHT} at least. Points: mean over trainings, small "
+            f"ones: each; bars: 95 % bootstrap intervals. {_others(record)}",
             f"Two dot charts. {'; '.join(told)}.",
         )
 
@@ -157,7 +160,7 @@ def scores(record: Record) -> Table:
         "area": "attended area",
         "empty": "maps without mass",
         "sharpness": "rise within 4/255, nats",
-        "curvature": "largest curvature",
+        "curvature": "largest curvature, log₁₀",
     }
     rows = []
     for task, found in frame.groupby("task", sort=False):
