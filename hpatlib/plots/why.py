@@ -69,9 +69,10 @@ def sharpness(record: Record) -> Figure:
         for axis, (metric, title) in zip(axes, named.items(), strict=True):
             told.append(f"{title}: {_dots(axis, frame[frame['metric'] == metric])}")
             axis.set(xlabel=title)
-        if frame[frame["metric"] == "sharpness"]["low"].min() > 0:
+        rises = frame[frame["metric"] == "sharpness"]
+        if (least := rises["low"].min()) > 0:
             axes[0].set_xscale("log")
-            axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if rises["high"].max() < 30 * least else (1,)))
             axes[0].xaxis.set_major_formatter("{x:g}")
             axes[0].xaxis.set_minor_formatter(NullFormatter())
         return base.finish(
