@@ -39,16 +39,11 @@ def strengths(record: Record, trainings: tuple[str, ...] = ("assimilated", "vani
     frame = _accuracies(record)
     frame = frame[frame["training"].isin(trainings) & frame["attack"].isin(("none", *ATTACKS))]
     panels = list(frame.groupby(["dataset", "model", "weights"], sort=False))
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
     levels = 255 * np.unique(frame["eps"])
     gap = np.diff(levels).min() if len(levels) > 1 else 1.0
     with plt.style.context(STYLE):
-        size = (max(5.2, 2.4 * columns), (3.0 if len(panels) == 1 else 2.3) * lines + 0.6)
-        canvas, grid = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+        canvas, grid = _grid([key for key, _ in panels])
         told = []
-        for axis in grid.flat[len(panels) :]:
-            axis.axis("off")
         for axis, ((dataset, model, weights), rows) in zip(grid.flat, panels, strict=False):
             for training in trainings:
                 mine = rows[rows["training"] == training]
@@ -63,7 +58,6 @@ def strengths(record: Record, trainings: tuple[str, ...] = ("assimilated", "vani
                     points = ", ".join(f"{value:.2f} at {255 * eps:g}" for eps, value in mean.items())
                     title = f"{_panel(dataset, model, weights)}, {TRAININGS[training][0]}, {attack}"
                     told.append(f"{title}: {points}")
-            axis.set_title(_panel(dataset, model, weights).replace(", ", "\n", 1))
             axis.axhline(0.5, color="#555555", lw=0.8, ls=":")
             axis.set_ylim(-0.03, 1.03)
         for axis in grid[-1]:
@@ -96,20 +90,20 @@ def survival(record: Record) -> Figure:
     names |= {"worst of all": "worst\nof all"}
     panels = list(frame.groupby(["dataset", "model", "weights"], sort=False))
     with plt.style.context(STYLE):
-        size = (max(4.6, 2.5 * len(panels)), 2.8)
-        canvas, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+        canvas, grid = _grid([key for key, _ in panels])
         told = []
-        for axis, ((dataset, model, weights), rows) in zip(axes[0], panels, strict=True):
+        for axis, ((dataset, model, weights), rows) in zip(grid.flat, panels, strict=False):
             for offset, training in enumerate(transfer.PAIR[::-1]):
                 values = [rows[(rows["training"] == training) & (rows["attack"] == a)]["accuracy"] for a in names]
                 base.bars(axis, values, 0.4 * (offset - 0.5), 0.37, COLOURS[training], TRAININGS[training][0])
                 points = ", ".join(f"{a} {v.mean():.2f}" for a, v in zip(names, values, strict=True))
                 told.append(f"{_panel(dataset, model, weights)}, {TRAININGS[training][0]}: {points}")
-            axis.set_title(_panel(dataset, model, weights))
-            axis.set_xticks(range(len(names)), names.values(), fontsize=7.5)
+            axis.set_xticks(range(len(names)), names.values(), fontsize=6.5)
             axis.grid(axis="x", visible=False)
-        axes[0][0].set(ylim=(0, 1.03), ylabel=f"accuracy at ε = {255 * eps:g}/255")
-        canvas.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+            axis.set_ylim(0, 1.03)
+        for axis in grid[:, 0]:
+            axis.set_ylabel(f"accuracy at ε = {255 * eps:g}/255")
+        canvas.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
         return base.finish(
             canvas,
             f"Accuracy at ε = {255 * eps:g}/255 under an adaptive attacker. Transferred: made on the other training's "
@@ -260,6 +254,19 @@ def training(record: Record) -> Table:
 def _accuracies(record: Record) -> pd.DataFrame:
     frame = base.rows(record)
     return frame[frame["accuracy"].notna()]
+
+
+def _grid(panels: list[tuple[str, str, str]]) -> tuple[plt.Figure, np.ndarray]:
+    """A canvas with a titled panel for each (data set, model, weights), at most three in a row."""
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (max(5.2, 2.4 * columns), (3.0 if len(panels) == 1 else 2.3) * lines + 0.6)
+    canvas, grid = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axis, panel in zip(grid.flat, panels, strict=False):
+        axis.set_title(_panel(*panel).replace(", ", "\n", 1))
+    for axis in grid.flat[len(panels) :]:
+        axis.axis("off")
+    return canvas, grid
 
 
 def _panel(dataset: str, model: str, weights: str) -> str:
