@@ -213,21 +213,20 @@ def survival(
     rows, trained = [], []
     hits: dict[tuple, list[np.ndarray]] = {}
     groups: dict[str, dict[int, np.ndarray]] = {}
-    jobs = [(run, training, run is seeds[0]) for seeds in networks for run in seeds for training in PAIR[::-1]]
-    for run, training, first in tqdm(jobs, "attacked models", unit="model", leave=False):
-        models = {t: train_or_load(trained_as(run, t)) for t in PAIR}
-        mine = models.pop(training)
-        (other,) = models.values()
-        trained.append(mine)
-        test = sample(mine.test, shown)
-        groups.setdefault(run.dataset, {})[run.seed] = test.groups
-        images, labels = test.tensors(next(mine.model.parameters()).device)
-        found = checks.gather(mine.model, other.model, images, labels, eps=eps, **tries, seed=run.seed)
-        _keep(rows, hits, run, training, worst_cases(found, eps), **tries)
-        if first:
-            about = {**_about(run, training), "eps": eps, "seed": run.seed}
-            table = checks.verdicts(found, test.groups).drop(columns=["raised_if", "explanation", "advice"])
-            rows += [about | row for row in table.to_dict("records")]
+    jobs = [(run, run is seeds[0]) for seeds in networks for run in seeds]
+    for run, first in tqdm(jobs, "attacked pairs", unit="pair", leave=False):
+        models = {t: train_or_load(trained_as(run, t)) for t in PAIR[::-1]}
+        trained += models.values()
+        for (training, mine), other in zip(models.items(), reversed(models.values()), strict=True):
+            test = sample(mine.test, shown)
+            groups.setdefault(run.dataset, {})[run.seed] = test.groups
+            images, labels = test.tensors(next(mine.model.parameters()).device)
+            found = checks.gather(mine.model, other.model, images, labels, eps=eps, **tries, seed=run.seed)
+            _keep(rows, hits, run, training, worst_cases(found, eps), **tries)
+            if first:
+                about = {**_about(run, training), "eps": eps, "seed": run.seed}
+                table = checks.verdicts(found, test.groups).drop(columns=["raised_if", "explanation", "advice"])
+                rows += [about | row for row in table.to_dict("records")]
     return Study(pd.DataFrame(rows), hits, trained, {}, groups)
 
 
