@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hpatlib._model import check_number, check_whole
 from hpatlib.glcm import FEATURES, texture_features
 
 LUMA = (0.299, 0.587, 0.114)  # red, green and blue in a grey value, ITU-R BT.601
@@ -48,15 +49,13 @@ class Repaint(nn.Module):
 
     def __init__(self, outputs: int, *, width: int = 16, strength: float = 0.5) -> None:
         super().__init__()
-        if outputs < 1 or width < 1:
-            raise ValueError(f"outputs and width must be at least 1, found {outputs!r} and {width!r}")
-        if not 0 < strength < 1:
-            raise ValueError(f"strength must lie between 0 and 1, both excluded, found {strength!r}")
-        self.strength = strength
+        outputs, width = check_whole("outputs", outputs), check_whole("width", width)
+        expected = "lie between 0 and 1, both excluded"
+        self.strength = check_number("strength", strength, lambda share: 0 < share < 1, expected)
         # Repeating the border keeps an even picture even; zeros would draw a frame around it.
         last = nn.Conv2d(width, outputs, 3, padding=1, padding_mode="replicate")
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         self.propose = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1, padding_mode="replicate"),
             nn.ReLU(),
@@ -170,8 +169,8 @@ class Objective:
     target: Target = "C(T(x))"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], found {self.alpha!r}")
+        alpha = check_number("alpha", self.alpha, lambda weight: 0 <= weight <= 1, "lie in [0, 1]")
+        object.__setattr__(self, "alpha", alpha)
         if self.target not in ("C(T(x))", "C(x)"):
             raise ValueError(f'target must be "C(T(x))" or "C(x)", found {self.target!r}')
 

@@ -2,66 +2,104 @@
 
 One gradient loop; each attack is a choice of start, step and direction. Images are ``[B, C, H, W]`` floats in
 ``[0, 1]``, labels ``[B]`` longs, ``eps`` and ``step`` fractions of the full pixel range (``6 / 255``). Every attack
-ascends the cross-entropy, returns images in ``[0, 1]`` within ``eps`` of the input, and leaves the model as found.
+returns images in ``[0, 1]`` within ``eps`` of the input, and leaves the model as found.
+
+Each ascends a ``loss``: ``"cross-entropy"``; ``"margin"``, the best other logit less the label's own, which has slopes
+where the cross-entropy is saturated; or a function of logits ``[B, K]`` and labels ``[B]`` that returns ``[B]``.
+
 All raise ``ValueError`` for images outside ``[0, 1]``, NaN, wrong dtypes or shapes, labels the model has no class for,
-and budgets that make no sense.
+models without finite logits or without a gradient, and budgets that make no sense.
 """
 
 import math
-from numbers import Integral
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hpatlib._model import check_images, check_logits, held_still
+from hpatlib._model import (
+    Loss,
+    check_fraction,
+    check_images,
+    check_logits,
+    check_losses,
+    check_number,
+    check_whole,
+    derivative,
+    held_still,
+    objective,
+    ordinary_tensors,
+)
 
 Start = Literal["uniform", "gaussian"] | None
 
 GAUSSIAN_START = 0.001  # line 5 of Algorithm 1: X' = X + 0.001 · N(0, 1)
 
 
-def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float) -> Tensor:
+def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, loss: Loss = "cross-entropy") -> Tensor:
     """Fast gradient sign method (Goodfellow et al. 2015): one step of size ``eps`` along the gradient's sign.
 
     Returns images ``[B, C, H, W]`` = clip(x + eps · sign ∇ℓ).
     """
-    return _ascend(model, images, labels, eps=eps, step=eps, iterations=1)
+    return _ascend(model, images, labels, eps=eps, step=eps, iterations=1, loss=loss)
 
 
+@ordinary_tensors()
 def gradient_step(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float) -> Tensor:
     """The ultrasound report's formula as it is printed, x + eps · ∇ℓ: no sign, no clipping (C1).
 
     Returns ``[B, C, H, W]``, which may leave ``[0, 1]``. ℓ is each image's own cross-entropy, not the batch's mean.
     """
+    eps = check_number("eps", eps, math.isfinite, "be a finite number")
     return images + eps * gradient(model, images, labels)
 
 
-def gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """∇ℓ, how the cross-entropy of each image changes with its pixels: ``[B, C, H, W]``."""
+@ordinary_tensors()
+def gradient(model: nn.Module, images: Tensor, labels: Tensor, *, loss: Loss = "cross-entropy") -> Tensor:
+    """∇ℓ, how the loss of each image changes with its pixels: ``[B, C, H, W]``."""
     check_images(images, labels)
-    with torch.inference_mode(False), torch.enable_grad(), held_still(model):
-        x = images.detach().clone().requires_grad_()
-        return torch.autograd.grad(F.cross_entropy(model(x), labels.clone(), reduction="sum"), x)[0]
+    ascended = objective(loss)
+    with torch.enable_grad(), held_still(model):
+        x, labels = images.detach().clone().requires_grad_(), labels.clone()
+        logits = model(x)
+        check_logits(logits, labels)
+        return derivative(ascended(logits, labels).sum(), x)
 
 
-def bim(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step: float, iterations: int) -> Tensor:
+def bim(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step: float,
+    iterations: int,
+    loss: Loss = "cross-entropy",
+) -> Tensor:
     """Basic iterative method (Kurakin et al. 2016): ``iterations`` steps of size ``step`` inside the ball.
 
     Returns images ``[B, C, H, W]``.
     """
-    return _ascend(model, images, labels, eps=eps, step=step, iterations=iterations)
+    return _ascend(model, images, labels, eps=eps, step=step, iterations=iterations, loss=loss)
 
 
 def mifgsm(
-    model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step: float, iterations: int, decay: float = 1.0
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step: float,
+    iterations: int,
+    decay: float = 1.0,
+    loss: Loss = "cross-entropy",
 ) -> Tensor:
     """Momentum iterative FGSM (Dong et al. 2018): the direction is a running sum of L1-normalised gradients.
 
     ``decay`` is the weight of the past (0: BIM). Returns images ``[B, C, H, W]``.
     """
-    return _ascend(model, images, labels, eps=eps, step=step, iterations=iterations, decay=decay)
+    return _ascend(model, images, labels, eps=eps, step=step, iterations=iterations, decay=decay, loss=loss)
 
 
 def pgd(
@@ -73,6 +111,7 @@ def pgd(
     step: float,
     iterations: int,
     start: Start = "uniform",
+    loss: Loss = "cross-entropy",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Projected gradient descent (Madry et al. 2018; equations 2–3 with the step ``Δ_I`` and the projection).
@@ -81,9 +120,12 @@ def pgd(
     the ball) or ``None`` (BIM); ``generator`` draws it. The printed equation 2 steps by ε and does not project: see
     the interpretations page, H12. Returns the last iterate ``[B, C, H, W]``.
     """
-    return _ascend(model, images, labels, eps=eps, step=step, iterations=iterations, start=start, generator=generator)
+    return _ascend(
+        model, images, labels, eps=eps, step=step, iterations=iterations, start=start, loss=loss, generator=generator
+    )
 
 
+@ordinary_tensors()
 def random_restarts(
     model: nn.Module,
     images: Tensor,
@@ -93,32 +135,37 @@ def random_restarts(
     step: float,
     iterations: int,
     restarts: int = 5,
+    loss: Loss = "cross-entropy",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """PGD from ``restarts`` starts, the worst end of each image on its own: ``[B, C, H, W]``.
 
     The first start is the image itself (BIM), the others are uniform in the ball. Worst is misclassified before
-    correctly classified, then the higher cross-entropy: with three classes or more a higher loss can still be right.
+    correctly classified, then the higher loss: with three classes or more a higher loss can still be right.
     Each image keeps its own worst end, not the batch its worst run, which would look more robust than it is.
     """
-    if not isinstance(restarts, Integral) or restarts < 1:
-        raise ValueError(f"restarts must be a whole number of at least 1, found {restarts!r}")
-    whole = {"eps": eps, "step": step, "iterations": iterations}
-    worst, worst_loss, worst_wrong = None, None, None
-    for restart in range(restarts):
-        x = pgd(model, images, labels, **whole, start="uniform" if restart else None, generator=generator)
+    restarts, ascended = check_whole("restarts", restarts), objective(loss)
+    attack = partial(pgd, eps=eps, step=step, iterations=iterations, loss=loss, generator=generator)
+
+    def end(start: Start) -> tuple[Tensor, Tensor, Tensor]:
+        x = attack(model, images, labels, start=start)
         with torch.no_grad(), held_still(model):
             logits = model(x)
-            loss, wrong = F.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=1) != labels  # [B]
-        if worst is None:
-            worst, worst_loss, worst_wrong = x, loss, wrong
-            continue
-        worse = (wrong & ~worst_wrong) | ((wrong == worst_wrong) & (loss > worst_loss))
+            check_logits(logits, labels)
+            value, wrong = ascended(logits, labels), logits.argmax(dim=1) != labels  # [B] each
+        check_losses(value)
+        return x, value, wrong
+
+    worst, worst_value, worst_wrong = end(None)
+    for _ in range(restarts - 1):
+        x, value, wrong = end("uniform")
+        worse = (wrong & ~worst_wrong) | ((wrong == worst_wrong) & (value > worst_value))
         worst = torch.where(worse.view(-1, 1, 1, 1), x, worst)
-        worst_loss, worst_wrong = torch.where(worse, loss, worst_loss), worst_wrong | wrong
+        worst_value, worst_wrong = torch.where(worse, value, worst_value), worst_wrong | wrong
     return worst
 
 
+@ordinary_tensors()
 def _ascend(
     model: nn.Module,
     images: Tensor,
@@ -129,20 +176,22 @@ def _ascend(
     iterations: int,
     start: Start = None,
     decay: float | None = None,
+    loss: Loss = "cross-entropy",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """The one loop: x ← clip(x + step · sign(direction)) to the ε-ball and to [0, 1]."""
     check_images(images, labels)
-    _check_budget(eps, step, iterations)
-    if decay is not None and not 0 <= decay < math.inf:
-        raise ValueError(f"decay must be finite and at least 0, found {decay!r}")
+    eps, step = check_fraction("eps", eps), check_fraction("step", step, "1/255")
+    iterations, ascended = check_whole("iterations", iterations), objective(loss)
+    if decay is not None:
+        decay = check_number("decay", decay, lambda weight: 0 <= weight < math.inf, "be finite and at least 0")
     if start not in ("uniform", "gaussian", None):
         raise ValueError(f'start must be "uniform", "gaussian" or None, found {start!r}')
     if eps == 0:
         return images.detach().clone()
 
-    # A caller's no_grad or inference_mode must not starve the gradients.
-    with torch.inference_mode(False), torch.enable_grad(), held_still(model):
+    # A caller's no_grad must not starve the gradients.
+    with torch.enable_grad(), held_still(model):
         images, labels = images.detach().clone(), labels.clone()  # copies are no inference tensors
         low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
         x = _start(images, start, eps, generator).clamp_(low, high)
@@ -154,11 +203,11 @@ def _ascend(
             if iteration == 0:
                 check_logits(logits, labels)
             # The sum, not the mean: an image's gradient must not shrink with the size of its batch.
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, x)
+            values = ascended(logits, labels)  # [B]
+            gradient = derivative(values.sum(), x)
             # sign() would turn NaN into a silent 0, and NaN logits can have finite gradients; asked for after the loop
-            finite &= loss.detach().isfinite() & gradient.isfinite().all()
-            if momentum is None:
+            finite &= values.detach().isfinite().all() & gradient.isfinite().all()
+            if momentum is None or decay is None:
                 direction = gradient
             else:
                 size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)  # [B, 1, 1, 1]
@@ -180,12 +229,3 @@ def _start(images: Tensor, start: Start, eps: float, generator: torch.Generator 
     draw = {"uniform": torch.rand, "gaussian": torch.randn}[start]
     noise = draw(images.shape, generator=generator, device=device, dtype=images.dtype).to(images.device)
     return images + (GAUSSIAN_START * noise if start == "gaussian" else eps * (2 * noise - 1))
-
-
-def _check_budget(eps: float, step: float, iterations: int) -> None:
-    if not 0 <= eps <= 1:
-        raise ValueError(f"eps must lie in [0, 1], a fraction of the pixel range such as 6/255, found {eps!r}")
-    if not 0 <= step <= 1:
-        raise ValueError(f"step must lie in [0, 1], a fraction of the pixel range such as 1/255, found {step!r}")
-    if not isinstance(iterations, Integral) or iterations < 1:
-        raise ValueError(f"iterations must be a whole number of at least 1, found {iterations!r}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hpatlib import attacks
-from hpatlib._model import check_images, check_logits
+from hpatlib._model import check_images, check_logits, check_number, check_whole, held_still
 from hpatlib.evaluation import bootstrap, logits
 from hpatlib.square import square
 
@@ -165,18 +165,27 @@ def gather(
 
     ``surrogate``: another model of the same classes, trained apart, to make the transferred attack on. PGD: the worst
     of ``restarts`` runs of ``iterations`` steps of 2.5 · ε / iterations. ``queries``: the Square attack's, an image.
-    Deterministic by ``seed``; the models are left as found. Raises ``ValueError`` for bad inputs.
+    Deterministic by ``seed``; the models are left as found. A ``model`` whose forward pass detaches its logits has a
+    gradient of 0 in every pixel. Raises ``ValueError`` for bad inputs.
     """
     check_images(images, labels)
-    check_logits(logits(surrogate, images[:1]), labels)
-    if not 0 < eps < GREY:
-        raise ValueError(f"eps must lie in (0, {GREY}), a fraction of the pixel range such as 6/255, found {eps!r}")
+    expected = f"lie in (0, {GREY}), a fraction of the pixel range such as 6/255"
+    eps = check_number("eps", eps, lambda budget: 0 < budget < GREY, expected)
+    iterations, restarts = check_whole("iterations", iterations), check_whole("restarts", restarts)
+    queries, batch_size = check_whole("queries", queries, least=2), check_whole("batch_size", batch_size)
+    seed = check_whole("seed", seed, least=0)
+    for network in (model, surrogate):
+        with torch.no_grad(), held_still(network):
+            check_logits(network(images[:1]), labels)
+    model = _Connected(model)
     budgets = (*(factor * eps for factor in BUDGETS if factor * eps < GREY), GREY)
     generator = torch.Generator().manual_seed(seed)
 
     def pgd(source: nn.Module, x: Tensor, y: Tensor, budget: float) -> Tensor:
-        whole = {"step": min(1.0, 2.5 * budget / iterations), "iterations": iterations, "restarts": restarts}
-        return attacks.random_restarts(source, x, y, eps=budget, **whole, generator=generator)
+        step = min(1.0, 2.5 * budget / iterations)
+        return attacks.random_restarts(
+            source, x, y, eps=budget, step=step, iterations=iterations, restarts=restarts, generator=generator
+        )
 
     parts: dict[str, list[Tensor]] = {}
     for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
@@ -197,6 +206,20 @@ def gather(
     whole = {name: torch.cat(values).double().cpu().numpy() for name, values in parts.items()}
     pgd_right = whole["by_budget"][:, budgets.index(eps)]
     return Evidence(labels=labels.cpu().numpy(), pgd=pgd_right, budgets=budgets, **whole)
+
+
+class _Connected(nn.Module):
+    """``model`` with a gradient of 0 where its forward pass cuts it off: a sign to be reported, not an error."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer = self.model(images)
+        if images.requires_grad and not answer.requires_grad:
+            answer = answer + 0 * images.flatten(1).sum(dim=1, keepdim=True)  # images are finite, so this is 0
+        return answer
 
 
 def verdicts(evidence: Evidence, groups: np.ndarray | None = None) -> pd.DataFrame:

@@ -1,8 +1,9 @@
-"""``hpat``: list and run chapters, look after data, build the book."""
+"""``hpat``: list and run chapters, look after data, print and verify the claims, build the book."""
 
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -12,9 +13,15 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, context_settings=HELP
+)
 data_app = typer.Typer(help="Which real data sets are here, and how to get the others.")
 app.add_typer(data_app, name="data")
+
+
+FOLDERS = ("HPAT_DATA", "HPAT_WEIGHTS", "HPAT_HOME", "HPAT_RECORDS")
 
 
 class Profile(StrEnum):
@@ -27,6 +34,21 @@ class Profile(StrEnum):
 class Data(StrEnum):
     phantom = "phantom"
     real = "real"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from hpatlib import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """List and run chapters, look after data, print and verify the claims, build the book."""
 
 
 def checkout() -> Path:
@@ -74,6 +96,9 @@ def run(
         raise _stop(f"unknown chapter {', '.join(unknown)}: choose from {', '.join(known)}")
     from hpatlib.data.images import home
 
+    for folder in FOLDERS:
+        if os.environ.get(folder):  # a chapter runs in its own folder, where a relative path leads elsewhere
+            os.environ[folder] = str(Path(os.environ[folder]).expanduser().resolve())
     if record:
         os.environ["HPAT_RECORDS"] = str(root / "evidence")
     given = {"profile": profile.value, "data": data.value if data else None, "seed": seed}
@@ -82,6 +107,8 @@ def run(
     for name in names:
         target = (output or home() / "chapters" / label) / f"{name}.ipynb"
         typer.echo(name if plain else f"{name} → {_short(target)}")
+        if drifted(known[name]):
+            typer.echo(f"{name}.md is not what its notebook was written from: hpat sync {name} renews it", err=True)
         message = execute_plainly(known[name], given) if plain else execute(known[name], target, given)
         if message is not None:
             failed.append(name)
@@ -94,16 +121,13 @@ def run(
 
 def _compare(name: str, profile: str, data: str, seed: int) -> None:
     """Say whether what was just measured agrees with the committed record of the same run, where there is one."""
-    from hpatlib.data.images import home
+    from hpatlib import claims, records
 
-    folder = Path(os.environ.get("HPAT_RECORDS") or home() / "records") / name
     pattern = f"{profile}-{data}-seed{seed}.json"
-    newest = max(folder.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None or not (checkout() / "evidence" / name / newest.name).is_file():
+    newest = max((records.scratch() / name).glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None or not (committed := checkout() / "evidence" / name / newest.name).is_file():
         return
-    from hpatlib import evidence  # seconds: it brings torch
-
-    typer.echo(evidence.agreement(evidence.read(newest), evidence.read(checkout() / "evidence" / name / newest.name)))
+    typer.echo(claims.agreement(records.read(newest), records.read(committed)))
 
 
 def execute(source: Path, target: Path, parameters: dict) -> str | None:
@@ -117,9 +141,6 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    for folder in ("HPAT_DATA", "HPAT_WEIGHTS", "HPAT_HOME", "HPAT_RECORDS"):
-        if os.environ.get(folder):  # the chapter runs in its own folder, where a relative path leads elsewhere
-            os.environ[folder] = str(Path(os.environ[folder]).expanduser().resolve())
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".input.ipynb")
     partial = target.with_suffix(".failed.ipynb")
@@ -150,21 +171,39 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     return None
 
 
+def cells(source: Path) -> list[tuple[list[str], str]]:
+    """The code cells of a chapter's text: (tags, code) each. It needs neither Jupyter nor jupytext."""
+    found = []
+    for block in re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```\s*$", source.read_text("utf-8"), re.M | re.S):
+        options, code = re.fullmatch(r"((?:^:[^\n]*\n)*)\n*(.*)", block, re.M | re.S).groups()  # type: ignore[union-attr]
+        tags = re.findall(r"^:tags: *\[(.*)\]", options, re.M)
+        found.append(([tag.strip() for tag in tags[0].split(",")] if tags else [], code.rstrip("\n")))
+    return found
+
+
+def drifted(source: Path) -> bool:
+    """Whether a chapter's text has other code than the notebook beside it."""
+    notebook = source.with_suffix(".ipynb")
+    if not notebook.is_file():
+        return True
+    code = ["".join(c["source"]) for c in json.loads(notebook.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+    return code != [code for _, code in cells(source)]
+
+
 def execute_plainly(source: Path, parameters: dict) -> str | None:
-    """Run the cells of the notebook beside ``source`` in this process; return None, or why they failed.
+    """Run the code cells of the text ``source`` in this process; return None, or why they failed.
 
     It needs the library alone, neither papermill nor Jupyter: for a GPU or cluster node that has no more than that.
     """
     scope: dict[str, object] = {"__name__": "__main__"}
-    for number, cell in enumerate(json.loads(source.with_suffix(".ipynb").read_text("utf-8"))["cells"]):
-        tags = cell["metadata"].get("tags", [])
-        if cell["cell_type"] != "code" or "nbval-skip" in tags:  # what is skipped there installs things on Colab
+    for number, (tags, code) in enumerate(cells(source), 1):
+        if "nbval-skip" in tags:  # what is skipped there installs things on Colab
             continue
         try:
-            exec(compile("".join(cell["source"]), f"{source.stem}, cell {number}", "exec"), scope)
+            exec(compile(code, f"{source.stem}, code cell {number}", "exec"), scope)
         except Exception as error:
             traceback.print_exc()
-            return f"{source.stem} failed in cell {number}: {type(error).__name__}: {error}"
+            return f"{source.stem} failed in code cell {number}: {type(error).__name__}: {error}"
         if "parameters" in tags:
             scope |= parameters
     return None
@@ -176,7 +215,10 @@ def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER…]
     import nbformat
 
     root = checkout()
-    for name, source in chapters(root).items():
+    known = chapters(root)
+    if unknown := set(names or ()) - known.keys():
+        raise _stop(f"unknown chapter {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+    for name, source in known.items():
         if names and name not in names:
             continue
         typer.echo(name)
@@ -207,6 +249,60 @@ def book(
     command += ["--max-checksum-file-size", "0", "--quiet", "rules", "--rerun-incomplete"]
     command += ["--config", f"profile={profile.value}", f"data={data.value if data else ''}"]
     raise typer.Exit(subprocess.run(command, cwd=root).returncode)
+
+
+@app.command("claims")
+def claims_(
+    document: Annotated[str | None, typer.Option(help="Of one document alone.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with everything that is known.")] = False,
+    lock: Annotated[bool, typer.Option("--lock", help="Write each claim down as it stands now.")] = False,
+) -> None:
+    """Every claim with its verdict, computed now from the committed records."""
+    from hpatlib import claims, documents
+
+    if document is not None and document not in documents.names():
+        raise _stop(f"unknown document {document!r}: choose one of {', '.join(documents.names())}")
+    if lock:
+        changed = claims.lock()
+        typer.echo(f"written down anew: {', '.join(changed)}" if changed else "every claim stands as it was written")
+        return
+    try:
+        judged = [j for name in documents.names() if document in (None, name) for j in claims.judge(name)]
+    except ValueError as error:
+        raise _stop(str(error), 3) from error
+    if as_json:
+        typer.echo(json.dumps([j.plain() for j in judged], indent=1, ensure_ascii=False))
+        return
+    width = max((len(j.claim.id) for j in judged), default=0)
+    for j in judged:
+        verdict = j.verdict + (f" ({j.uncorrected} before correction)" if j.uncorrected != j.verdict else "")
+        typer.echo(f"{j.claim.id:{width}}  {verdict}{': ' + j.why if j.why else ''}")
+        if j.quantity is not None:
+            typer.echo(f"{'':{width}}  {j.effect}; {j.measured_on}")
+    counts = [f"{n} {v}" for v in claims.VERDICTS if (n := sum(j.verdict == v for j in judged))]
+    typer.echo(f"{len(judged)} claims: {', '.join(counts)}")
+
+
+@app.command()
+def verify() -> None:
+    """Compute everything anew from the records. Exits 0: all holds; 10: a claim is contradicted; 3: tampered with.
+
+    3 means that a claim was changed after it was measured or written down, or that a record is not whole.
+    """
+    from hpatlib import claims, documents
+
+    try:
+        faults = claims.tampered()
+        judged = [] if faults else [j for name in documents.names() for j in claims.judge(name)]
+    except ValueError as error:
+        faults = [str(error)]
+    if faults:
+        raise _stop("\n".join(faults), 3)
+    contradicted = [j for j in judged if j.verdict == "contradicted"]
+    for j in contradicted:
+        typer.echo(f"contradicted: {j.claim.id}: {j.claim.sentence} ({j.effect})")
+    typer.echo(f"{len(judged)} claims fit their lock and their records; {len(contradicted)} are contradicted")
+    raise typer.Exit(10 if contradicted else 0)
 
 
 @data_app.callback(invoke_without_command=True)
@@ -242,6 +338,6 @@ def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _stop(message: str) -> typer.Exit:
+def _stop(message: str, code: int = 2) -> typer.Exit:
     typer.echo(message, err=True)
-    return typer.Exit(2)
+    return typer.Exit(code)

@@ -6,7 +6,6 @@ Images are ``[B, C, H, W]`` floats in ``[0, 1]``, labels ``[B]`` longs, ``eps`` 
 model is left as found, gradients of its parameters included; bad inputs raise ``ValueError``.
 """
 
-from numbers import Integral
 from typing import Literal
 
 import torch
@@ -14,8 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpatlib import attacks
-from hpatlib._model import check_images, check_logits, held_still
-from hpatlib.spatial import check_losses
+from hpatlib._model import (
+    check_fraction,
+    check_images,
+    check_logits,
+    check_losses,
+    check_number,
+    check_whole,
+    derivative,
+    held_still,
+)
 
 Directions = Literal["gradient", "random"]
 
@@ -56,10 +63,10 @@ def attention(
             handle.remove()
         if len(features) != 1:
             raise ValueError(f"layer must run once in a forward pass, found {len(features)} times: choose another")
-        classes = logits.argmax(dim=-1) if labels is None else labels.clone()
-        check_logits(logits, classes)
+        check_logits(logits, torch.zeros(1, dtype=torch.long) if labels is None else labels)
+        classes = logits.argmax(dim=1) if labels is None else labels.clone()
         score = logits.gather(1, classes.unsqueeze(1)).sum()  # images are independent: the sum parts by image
-        (gradient,) = torch.autograd.grad(score, features[0])
+        gradient = derivative(score, features[0])
         with torch.no_grad():
             weights = gradient.mean(dim=(2, 3), keepdim=True)  # α: [B, K, 1, 1]
             coarse = (weights * features[0]).sum(dim=1, keepdim=True).relu()  # [B, 1, h, w]
@@ -116,8 +123,7 @@ def attention_area(maps: Tensor, *, share: float = 0.5) -> Tensor:
     ⌈share · H·W⌉ / (H·W), a single lit pixel 1 / (H·W). A map without mass has no attended region: NaN.
     """
     _check_maps(maps)
-    if not 0 < share <= 1:
-        raise ValueError(f"share must lie in (0, 1], found {share!r}")
+    share = check_number("share", share, lambda part: 0 < part <= 1, "lie in (0, 1]")
     values = maps.flatten(1).double().sort(dim=1, descending=True).values  # [B, HW]
     held = values.cumsum(dim=1)
     enough = share * held[:, -1:] * (1 - 1e-12)  # a sum's last bits must not cost a pixel
@@ -132,8 +138,7 @@ def area_above(maps: Tensor, *, level: float = 0.5) -> Tensor:
     NaN for a map without mass. It depends on one pixel, the brightest: ``attention_area`` does not.
     """
     _check_maps(maps)
-    if not 0 < level <= 1:
-        raise ValueError(f"level must lie in (0, 1], found {level!r}")
+    level = check_number("level", level, lambda part: 0 < part <= 1, "lie in (0, 1]")
     values = maps.flatten(1).double()
     top = values.amax(dim=1, keepdim=True)
     area = (values >= level * top).double().mean(dim=1)
@@ -160,10 +165,8 @@ def landscape(
     so is d₁: an image without any gradient has a slice that is flat along it (``checks.zero_gradients``).
     """
     check_images(images, labels)
-    _check_eps(eps)
-    for name, number, least in (("points", points, 2), ("batch_size", batch_size, 1)):
-        if not isinstance(number, Integral) or number < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, found {number!r}")
+    eps, points = check_fraction("eps", eps), check_whole("points", points, least=2)
+    batch_size = check_whole("batch_size", batch_size)
     if directions not in ("gradient", "random"):
         raise ValueError(f'directions must be "gradient" or "random", found {directions!r}')
     with held_still(model), torch.no_grad():
@@ -179,15 +182,15 @@ def landscape(
         first = _sign(_uniform(images, generator))
     second = _orthogonal(first, generator)
     u = torch.linspace(-eps, eps, points, device=images.device, dtype=images.dtype)
-    loss = []
+    losses = []
     with held_still(model), torch.no_grad():
         # One flat list of (image, i, j), cut into batches: neither a loop over images nor P² copies of them at once.
         for index in torch.arange(len(images) * points**2, device=images.device).split(batch_size):
             b, i, j = index // points**2, index // points % points, index % points
             along, across = u[i].view(-1, 1, 1, 1), u[j].view(-1, 1, 1, 1)
             x = (images[b] + along * first[b] + across * second[b]).clamp_(0, 1)
-            loss.append(F.cross_entropy(model(x), labels[b], reduction="none"))
-        loss = torch.cat(loss)
+            losses.append(F.cross_entropy(model(x), labels[b], reduction="none"))
+    loss = torch.cat(losses)
     check_losses(loss)
     return loss.view(len(images), points, points)
 
@@ -200,13 +203,13 @@ def sharpness(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, i
     order and for a convex loss, the true maximum lies between eps · ‖∇ℓ‖₁ and that plus ½ eps² n λ, with n pixel values
     and the top eigenvalue λ of the Hessian (``curvature``), as long as no pixel reaches 0 or 1.
     """
-    _check_eps(eps)
-    if not isinstance(iterations, Integral) or iterations < 1:
-        raise ValueError(f"iterations must be a whole number of at least 1, found {iterations!r}")
+    eps, iterations = check_fraction("eps", eps), check_whole("iterations", iterations)
     step = min(1.0, 2.5 * eps / iterations)
     worst = attacks.pgd(model, images, labels, eps=eps, step=step, iterations=iterations, start=None)
     with held_still(model), torch.no_grad():
-        before, after = (F.cross_entropy(model(x), labels, reduction="none") for x in (images, worst))
+        clean, attacked = model(images), model(worst)
+    check_logits(clean, labels)
+    before, after = (F.cross_entropy(logits, labels, reduction="none") for logits in (clean, attacked))
     check_losses(after)
     return (after - before).clamp_(min=0)
 
@@ -226,15 +229,14 @@ def curvature(
     For a network of ReLUs the loss is convex between the kinks, and λ is the top eigenvalue.
     """
     check_images(images, labels)
-    if not isinstance(iterations, Integral) or iterations < 1:
-        raise ValueError(f"iterations must be a whole number of at least 1, found {iterations!r}")
+    iterations = check_whole("iterations", iterations)
     with torch.inference_mode(False), torch.enable_grad(), held_still(model):
         x, labels = images.detach().clone().requires_grad_(), labels.clone()
         logits = model(x)
         check_logits(logits, labels)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         check_losses(loss.detach())
-        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        gradient = derivative(loss, x, create_graph=True)
         value = x.new_zeros(len(x))
         if not gradient.requires_grad:  # no second derivative anywhere
             return value
@@ -281,11 +283,6 @@ def _orthogonal(first: Tensor, generator: torch.Generator | None) -> Tensor:
     balance = (rank < half).to(signs) - ((rank >= half) & (rank < 2 * half)).to(signs)
     free = _sign(chance)  # where the first direction is 0, any sign is orthogonal to it
     return torch.where(given, balance * signs, free).view_as(first)
-
-
-def _check_eps(eps: float) -> None:
-    if not 0 <= eps <= 1:
-        raise ValueError(f"eps must lie in [0, 1], a fraction of the pixel range such as 6/255, found {eps!r}")
 
 
 def _check_maps(maps: Tensor) -> None:

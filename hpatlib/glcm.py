@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from hpatlib._model import check_images
+from hpatlib._model import check_images, check_number, check_whole, is_whole
 
 FEATURES = ("asm", "contrast", "homogeneity", "correlation", "dissimilarity")  # in the slides' order
 GREY_LEVELS = 256
@@ -46,8 +46,8 @@ def glcm(
     levels, no distance or angle, or distances below 1.
     """
     grey = _grey(images)
-    if not isinstance(levels, int) or levels < 2:
-        raise ValueError(f"levels must be a whole number of at least 2, found {levels!r}")
+    levels = check_whole("levels", levels, least=2)
+    distances, angles = _sequence("distances", distances), _sequence("angles", angles)
     if len(distances) == 0 or len(angles) == 0:
         raise ValueError(f"glcm needs at least one distance and angle, found {list(distances)} and {list(angles)}")
     grey = (levels - 1) * grey.permute(1, 2, 0)  # [H, W, B]
@@ -96,9 +96,10 @@ def texture_features(
     the image, or offsets that do not fit the window.
     """
     grey = (GREY_LEVELS - 1) * _grey(images)  # [B, H, W]
-    stride = window if stride is None else stride
     offsets = _offsets(distance, angles)
-    _check_windows(images, window, stride, offsets)
+    window = _checked_window(images, window, offsets)
+    stride = window if stride is None else check_whole("stride", stride)
+    features = _sequence("features", features)
     unknown = [name for name in features if name not in FEATURES]
     if unknown or not features:
         raise ValueError(f"features must be some of {', '.join(FEATURES)}, found {list(features)}")
@@ -273,8 +274,8 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _offset(distance: float, angle: float) -> Offset:
-    if not 1 <= distance < math.inf or not math.isfinite(angle):
-        raise ValueError(f"distances must be at least 1 pixel and angles finite radians, found {distance!r}, {angle!r}")
+    distance = check_number("distance", distance, lambda d: 1 <= d < math.inf, "be finite and at least 1 pixel")
+    angle = check_number("angle", angle, math.isfinite, "be finite radians")
     return _round(math.sin(angle) * distance), _round(math.cos(angle) * distance)
 
 
@@ -284,26 +285,32 @@ def _round(value: float) -> int:
 
 
 def _offsets(distance: float, angles: int | Sequence[float]) -> list[Offset]:
-    if isinstance(angles, int):
-        if angles < 1:
-            raise ValueError(f"angles must be radians, or how many (at least 1), found {angles!r}")
-        angles = [2 * math.pi * n / angles for n in range(angles)]
-    if len(angles) == 0:
+    if is_whole(angles):
+        count = check_whole("angles", angles)
+        angles = [2 * math.pi * n / count for n in range(count)]
+    radians = _sequence("angles", angles, "radians, or how many (at least 1)")
+    if len(radians) == 0:
         raise ValueError("angles must name at least one angle, found none")
-    return [_offset(distance, angle) for angle in angles]
+    return [_offset(distance, angle) for angle in radians]
+
+
+def _sequence(name: str, values: Any, of: str = "a sequence") -> Sequence[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise ValueError(f"{name} must be {of}, found {values!r}") from None
 
 
 def _opposite(offset: Offset) -> Offset:
     return -offset[0], -offset[1]
 
 
-def _check_windows(images: Tensor, window: int, stride: int, offsets: list[Offset]) -> None:
+def _checked_window(images: Tensor, window: int, offsets: list[Offset]) -> int:
     height, width = images.shape[-2:]
-    if not isinstance(window, int) or not 2 <= window <= min(height, width):
+    if not is_whole(window, least=2) or window > min(height, width):
         raise ValueError(
             f"window must be whole pixels, from 2 to the shorter side of {height} × {width} images, found {window!r}"
         )
-    if not isinstance(stride, int) or stride < 1:
-        raise ValueError(f"stride must be a whole number of at least 1 pixel, found {stride!r}")
     if far := [offset for offset in offsets if max(map(abs, offset)) >= window]:
         raise ValueError(f"offsets must stay inside a window of {window} px, found {far[0]} (rows, columns)")
+    return int(window)

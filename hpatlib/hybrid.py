@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hpatlib import attacks
-from hpatlib._model import check_images
+from hpatlib._model import check_fraction, check_images, check_whole, is_whole, ordinary_tensors
 from hpatlib.spatial import Box, SearchResult, random_search, transform
 from hpatlib.stbo import stbo
 
@@ -55,7 +55,8 @@ class Adversary:
     ``eps``, ``step`` in [0, 1], ``iterations``, ``start``: PGD as in ``attacks.pgd``, none where ``eps`` is 0; one
     step of ``eps`` without a start is FGSM. ``translation`` (± pixels), ``rotation`` (± degrees): the range of STBO
     with ``evaluations`` queries an image, none where that is 0. ``literal`` reads line 8 of Algorithm 1 as printed:
-    STBO after each step, on what the last one left (H15). Raises ``ValueError`` where nothing is left to do.
+    STBO after each step, on what the last one left (H15). Raises ``ValueError`` where nothing is left to do, or
+    nothing could come of it: a pixel budget without a step, a search in a box without room.
     """
 
     eps: float = 0.0
@@ -68,10 +69,25 @@ class Adversary:
     literal: bool = False
 
     def __post_init__(self) -> None:
+        box = Box(self.translation, self.rotation)
+        plain = {
+            "eps": check_fraction("eps", self.eps),
+            "step": check_fraction("step", self.step, "1/255"),
+            "iterations": check_whole("iterations", self.iterations),
+            "translation": box.translation,
+            "rotation": box.rotation,
+            "evaluations": check_whole("evaluations", self.evaluations, least=0),
+        }
+        for name, value in plain.items():  # NumPy's numbers become Python's: a run's key is made of them
+            object.__setattr__(self, name, value)
         if not self.eps and not self.evaluations:
             raise ValueError("an adversary needs eps > 0 or evaluations > 0: this one would change nothing")
         if self.literal and not (self.eps and self.evaluations):
             raise ValueError("line 8 as printed needs both a pixel budget (eps) and a search (evaluations)")
+        if self.eps and not self.step:
+            raise ValueError(f"an adversary with eps = {self.eps!r} needs a step > 0, such as step=eps: found 0")
+        if self.evaluations and not (self.translation or self.rotation):
+            raise ValueError("a search needs room: found evaluations > 0 but translation and rotation both 0")
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         spatial = None
@@ -86,8 +102,7 @@ class Adversary:
             return images
         pixel = None
         if self.eps:
-            settings = {"eps": self.eps, "step": self.step, "iterations": self.iterations, "start": self.start}
-            pixel = partial(attacks.pgd, **settings)
+            pixel = partial(attacks.pgd, eps=self.eps, step=self.step, iterations=self.iterations, start=self.start)
         return perturb(model, images, labels, pixel=pixel, spatial=spatial)
 
 
@@ -125,8 +140,9 @@ def environment(k: int, *, size: int = REFERENCE_SIZE) -> Environment:
     PGD takes k steps of 1/255, which gives the document's one stated case, six steps for 6/255 (H13). Translations
     hold for 300 px and scale with ``size``. Raises ``ValueError`` for any other k.
     """
-    if type(k) is not int or k not in range(7):
+    if not is_whole(k, least=0) or k > 6:
         raise ValueError(f"k must be a whole number from 0 to 6, found {k!r}")
+    k = int(k)
     pixels = 2 * k * size / REFERENCE_SIZE
     return Environment(
         name=f"H{k}",
@@ -144,10 +160,12 @@ def pixel_and_rotation(k: int, rotation: float) -> Environment:
     return replace(still, name=f"{k}/255, {rotation:g}°", s=(0.0, 0.0, float(rotation)), box=Box(0, rotation))
 
 
+@ordinary_tensors()
 def random_noise(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Uniform noise in ±``eps``, clipped to [0, 1]: a pixel perturbation that asks the model nothing."""
+    eps = check_fraction("eps", eps)
     device = generator.device if generator is not None else images.device
     noise = torch.rand(images.shape, generator=generator, device=device, dtype=images.dtype).to(images.device)
     return (images + eps * (2 * noise - 1)).clamp_(0, 1)

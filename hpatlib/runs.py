@@ -1,20 +1,24 @@
 """What decides a trained model, and how no two chapters ever train the same one.
 
-A ``Run`` is plain data. Its key is a hash of the run, of the images it trains on and of the library code that training
-goes through; the model lives in a folder of that name, trained once and loaded ever after.
+A ``Run`` is plain data. Its key is a hash of the run, of the images it trains on, of the weights it starts from and of
+the behaviour of the library's parts that training goes through; the model lives in a folder of that name, trained once
+and loaded ever after.
 """
 
-import ast
 import hashlib
 import json
 import platform
+import subprocess
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
+import numpy as np
 import safetensors.torch
 import torch
 from filelock import FileLock
@@ -23,24 +27,31 @@ from torch import nn
 from hpatlib import attacks, data, models, training
 from hpatlib._files import write
 from hpatlib.assimilation import Assimilated, Objective, Replicated
-from hpatlib.data import photographs
 from hpatlib.data.images import ImageSet, home
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import convert_mixbn
 
-FRONTS = {"replicated": Replicated, "assimilated": Assimilated}
+# Part of the key of every run that goes through the part. Raise a number when the part makes another model of the same
+# run, which is when its golden test in tests/test_runs.py fails, and not for anything else: a raised number has all
+# those models trained again. ("training": the loop and the optimiser; "models": layers and first weights; "attacks":
+# gradient attacks; "stbo": the search and the transforms; "assimilation": fronts, GLCM and equation 18.)
+BEHAVIOUR = {"training": 1, "models": 1, "attacks": 1, "stbo": 1, "mixbn": 1, "assimilation": 1}
+
+FRONTS: dict[str, Callable[[nn.Module], nn.Module]] = {"replicated": Replicated, "assimilated": Assimilated}
 PACKAGES = ("hpatlib", "torch", "timm", "gpytorch", "numpy", "scikit-learn")
+
+Network = Callable[[int, int], nn.Module]  # (classes, channels) -> a module that takes pixels in [0, 1]
 
 
 @dataclass(frozen=True)
 class Run:
     """Everything that decides a trained model.
 
-    ``dataset``: a key of ``data.SOURCES``, or ``data.photographs.KEY``; ``real``: its images, or phantoms of its
-    modality; ``size``: image side in pixels; ``count``: at most so many images; ``split_by``, ``test``: see
-    ``data.split``; ``model``, ``weights``: see ``models.build``; ``seed`` decides the phantoms, the split, the first
-    weights and the order of the batches; ``repeat`` tells models of the same split apart: other first weights, another
-    order of the batches.
+    ``dataset``: a key of ``data.SOURCES``; ``real``: its images, or phantoms of its modality; ``size``: image side in
+    pixels; ``count``: at most so many images; ``split_by``, ``test``: see ``data.split``; ``model``, ``weights``: see
+    ``models.build``; ``seed`` decides the phantoms, the split, the first weights and the order of the batches;
+    ``repeat`` tells models of the same split apart: other first weights, another order of the batches. With images or
+    a network of one's own (``train_or_load``), ``dataset`` or ``model`` and ``weights`` are names of one's own.
 
     ``static_eps`` in (0, 1]: train on FGSM examples alone, made once at this ε from the model of the same run without
     it (C3). ``adversary``: add the loss on the images that it makes of each batch with the model as it is in that step
@@ -53,6 +64,8 @@ class Run:
     contradict each other.
     """
 
+    # Fields that stand at their defaults are not part of the key, so that a new field leaves the old keys as they are.
+    # A default, of any settings in here, must therefore never change: give the new meaning a new field.
     dataset: str
     real: bool
     size: int
@@ -71,12 +84,11 @@ class Run:
     objective: Objective | None = None
 
     def __post_init__(self) -> None:
+        training.plain_numbers(self)
         if self.static_eps is not None and not 0 < self.static_eps <= 1:
             raise ValueError(f"static_eps must lie in (0, 1], found {self.static_eps}")
         if self.static_eps is not None and self.adversary is not None:
             raise ValueError("a model trains on a static set or against an adversary, not both: leave one out")
-        if self.dataset == photographs.KEY and self.real:
-            raise ValueError("photographs are nobody's patients: leave real=False")
         if self.mixbn and self.adversary is None:
             raise ValueError("mixbn needs an adversary: without one, its second branch would never be trained")
         if self.front not in (None, *FRONTS):
@@ -90,44 +102,77 @@ class Run:
         return replace(self, static_eps=None, adversary=None, mixbn=False)
 
 
+def to_dict(run: Run) -> dict[str, Any]:
+    """The run as plain JSON data, less the fields that stand at their defaults."""
+    return _plain(run)
+
+
+def from_dict(plain: dict[str, Any]) -> Run:
+    """The run that ``to_dict``, or the "run" of a provenance, describes. Raises ``ValueError`` for anything else."""
+    return msgspec.convert(plain, Run)
+
+
 @dataclass(frozen=True)
 class Trained:
-    """A trained model in eval mode, both sides of its data, and how it came about (plain JSON data)."""
+    """A trained model in eval mode, both sides of its data, and how it came about.
+
+    ``provenance``, plain JSON data: ``key``; ``run`` with all its fields; ``parent``, the key of the model that a
+    static set was made from; ``data``: name and fingerprint of all images, how many were for training and for testing;
+    ``start``: see ``models.weights_identity``; ``behaviour``: see ``BEHAVIOUR``; ``epochs``: the rows of
+    ``training.fit``; ``seconds``; ``dose``, empty, for whoever measures how strong a treatment was; and what
+    ``environment`` tells.
+    """
 
     model: nn.Module
-    train: data.ImageSet
-    test: data.ImageSet
-    provenance: dict
+    train: ImageSet
+    test: ImageSet
+    provenance: dict[str, Any]
 
 
-def train_or_load(run: Run, *, device: str | None = None) -> Trained:
+def train_or_load(
+    run: Run, *, images: ImageSet | None = None, network: Network | None = None, device: str | None = None
+) -> Trained:
     """The model of ``run``: loaded from ``home()/models/<key>``, or trained there now.
 
     Two processes that want the same model: one trains, the other waits and loads. A training that was stopped goes on
     after its last whole epoch. ``device``: where to train and to put the model (default: CUDA where there is one).
+
+    ``images``: a set of one's own, of the size that ``run`` states; ``run.dataset`` is then just what you call it.
+    ``network``: one's own, called as ``network(classes, channels)`` for a module that takes pixels ``[B, C, H, W]`` in
+    [0, 1] and returns logits ``[B, classes]``; ``run.model`` and ``run.weights`` are then just what you call it. The
+    key knows a network by these names alone: give it another when you change it.
+
+    Raises ``ValueError`` for images that are not those that ``run`` states, and what ``data.load``, ``data.split``,
+    ``models.build`` and ``training.fit`` raise.
     """
     device = device or default_device()
-    images = _images(run)
+    if images is None:
+        images = _load(run)
+    else:
+        _check_stated(run, images)
     train, test = data.split(images, by=run.split_by, test=run.test, seed=run.seed)
-    folder = home() / "models" / key(run, images.fingerprint)
+    folder = home() / "models" / key(run, train.fingerprint, own=network is not None)
     weights, about = folder / "model.safetensors", folder / "run.json"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         if about.is_file():  # written last: what it speaks of is whole
-            model = _build(run, train, "scratch")
+            model = _build(run, train, "scratch", network)
             model.load_state_dict(safetensors.torch.load_file(weights))
         else:
             # Before the clock starts: the model that the static set is made from has its own record.
-            parent = train_or_load(run.clean, device=device) if run.static_eps is not None else None
+            parent = None
+            if run.static_eps is not None:
+                parent = train_or_load(run.clean, images=images, network=network, device=device)
             first = run.seed + 1_000_000 * run.repeat
             torch.manual_seed(first)
-            model = _build(run, train, run.weights)
+            model = _build(run, train, run.weights, network)
             started = time.perf_counter()
-            examples, validation = train, None
+            clean, validation = train, None
             if run.recipe.patience is not None:
-                examples, validation = data.split(train, by=run.split_by, test=1 / 8, seed=run.seed)
-            if parent is not None:
-                examples = training.attacked(parent.model, examples, partial(attacks.fgsm, eps=run.static_eps))
+                clean, validation = data.split(train, by=run.split_by, test=1 / 8, seed=run.seed)
+            examples: ImageSet | training.Examples = clean
+            if parent is not None and run.static_eps is not None:
+                examples = training.attacked(parent.model, clean, partial(attacks.fgsm, eps=run.static_eps))
             epochs = training.fit(
                 model,
                 examples,
@@ -140,7 +185,7 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
                 checkpoint=folder / "checkpoint.safetensors",
             )
             write(weights, training.serialise(model.state_dict()))
-            record = {
+            provenance = {
                 "key": folder.name,
                 "run": asdict(run),
                 "parent": parent.provenance["key"] if parent else None,
@@ -150,11 +195,14 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
                     "train": len(train),
                     "test": len(test),
                 },
+                "start": _start(run, network is not None),
+                "behaviour": _behaviour(run, network is not None),
                 "epochs": epochs,
                 "seconds": round(time.perf_counter() - started, 1),
+                "dose": {},
                 **environment(device),
             }
-            write(about, json.dumps(record, indent=1).encode())
+            write(about, json.dumps(provenance, indent=1, default=_plain).encode())
             (folder / "checkpoint.safetensors").unlink()
     return Trained(model.to(device).eval(), train, test, json.loads(about.read_text()))
 
@@ -163,59 +211,82 @@ def train_or_load(run: Run, *, device: str | None = None) -> Trained:
 _drawn = lru_cache(maxsize=8)(data.load)
 
 
-def _images(run: Run) -> ImageSet:
-    if run.dataset == photographs.KEY:
-        return photographs.load(run.count, size=run.size, seed=run.seed)
+def _load(run: Run) -> ImageSet:
     load = data.load if run.real else _drawn
     return load(run.dataset, real=run.real, size=run.size, count=run.count, seed=run.seed)
 
 
-def _build(run: Run, train: data.ImageSet, weights: str) -> nn.Module:
-    channels = train.images.shape[1] if run.front is None else 3
-    model = models.build(run.model, len(train.classes), in_channels=channels, weights=weights)
+def _check_stated(run: Run, images: ImageSet) -> None:
+    """Raise ``ValueError`` unless ``images`` are what ``run``, and so every record of it, says of them."""
+    for what, stated, found in (("size", run.size, images.size), ("real", run.real, images.real)):
+        if stated != found:
+            raise ValueError(
+                f"the run states {what}={stated}, but {images.name} has {what}={found}: change one of them"
+            )
+    if run.count is not None and len(images) > run.count:
+        raise ValueError(
+            f"the run states count={run.count}, but {images.name} has {len(images)} images: pass a subset or count=None"
+        )
+
+
+def _build(run: Run, train: ImageSet, weights: str, network: Network | None = None) -> nn.Module:
+    classes, channels = len(train.classes), train.channels if run.front is None else 3
+    if network is None:
+        model = models.build(run.model, classes, in_channels=channels, weights=weights)
+    else:
+        model = network(classes, channels)
     if run.front is not None:
         model = FRONTS[run.front](model)
     return convert_mixbn(model) if run.mixbn else model
 
 
-def key(run: Run, fingerprint: str) -> str:
-    """Sixteen hexadecimal digits that follow from the run, its images' fingerprint and the code behind training."""
-    # The images' fingerprint stands for the code that found and read them.
-    modules = ["_model", "attacks", "models", "training", "data/__init__", "data/images"]
-    if run.adversary is not None:
-        modules += ["hybrid", "mixbn", "spatial", "stbo"]
-    if run.front is not None:
-        modules += ["assimilation", "glcm"]
-    decided_by = [asdict(run), fingerprint, source(*modules)]
-    return hashlib.blake2b(json.dumps(decided_by, sort_keys=True).encode(), digest_size=8).hexdigest()
+def key(run: Run, fingerprint: str, *, own: bool = False) -> str:
+    """Sixteen hexadecimal digits, the same on every machine, that follow from what decides the model of ``run``.
 
-
-def source(*modules: str) -> str:
-    """A hash of what library modules (or sub-packages) do: comments, docstrings and layout do not count.
-
-    Without arguments: of the whole library.
+    That is: the run, less the fields that stand at their defaults; ``fingerprint`` of the images it trains on, which
+    stands for the code that found, read and split them; the weights it starts from, wherever their file lies; and
+    ``BEHAVIOUR``. ``own``: the network is the caller's, known by ``run.model`` and ``run.weights`` alone.
     """
-    package = Path(__file__).parent
-    files = [path for module in modules for path in (package / f"{module}.py", *(package / module).glob("*.py"))]
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(files or package.rglob("*.py")):
-        if path.is_file():
-            digest.update(path.relative_to(package).as_posix().encode() + _meaning(path.read_text("utf-8")))
-    return digest.hexdigest()
+    decided = to_dict(run) | {"weights": _start(run, own)}
+    content = json.dumps([decided, fingerprint, _behaviour(run, own)], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def _meaning(text: str) -> bytes:
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            node.body = body[1:]
-    return ast.dump(tree).encode()
+def _start(run: Run, own: bool) -> str:
+    return run.weights if own else models.weights_identity(run.model, run.weights)
+
+
+def _behaviour(run: Run, own: bool) -> dict[str, int]:
+    """The versions of the parts that training goes through."""
+    adversary = run.adversary
+    taken = {
+        "training": True,
+        "models": not own,
+        "attacks": run.static_eps is not None or (adversary is not None and adversary.eps > 0),
+        "stbo": adversary is not None and adversary.evaluations > 0,
+        "mixbn": run.mixbn,
+        "assimilation": run.front is not None,
+    }
+    return {part: BEHAVIOUR[part] for part, goes_through in taken.items() if goes_through}
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON data, less the fields of dataclasses that stand at their defaults; equal settings become equal.
+
+    1.0 and NumPy's 1 become 1, so that it does not matter which of them a caller wrote.
+    """
+    if is_dataclass(value):
+        told = (
+            field for field in fields(value) if field.default is MISSING or getattr(value, field.name) != field.default
+        )
+        return {field.name: _plain(getattr(value, field.name)) for field in told}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Path):
+        return str(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def default_device() -> str:
@@ -223,12 +294,25 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def environment(device: str) -> dict:
-    """Where a result was computed: device, versions, and a hash of the library's code."""
+def environment(device: str) -> dict[str, Any]:
+    """Where a result was computed: device, versions, and the git commit of the library's code (see ``commit``)."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
     return {
         "device": name,
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
-        "source": source(),
+        "commit": commit(),
+        "source": commit() or "an installed package",
     }
+
+
+def commit() -> str | None:
+    """The commit of the checkout, ``"-dirty"`` behind it where tracked files are not as committed; None outside one."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "pyproject.toml").is_file():  # site-packages may lie in somebody else's checkout
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -13,7 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpatlib._model import check_images, check_logits, held_still
+from hpatlib._model import (
+    Loss,
+    check_images,
+    check_logits,
+    check_losses,
+    check_number,
+    check_whole,
+    check_wholes,
+    held_still,
+    objective,
+    ordinary_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -24,10 +35,12 @@ class Box:
     rotation: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.translation < math.inf:
-            raise ValueError(f"translation must be finite and at least 0 pixels, found {self.translation!r}")
-        if not 0 <= self.rotation <= 180:
-            raise ValueError(f"rotation must lie in [0, 180] degrees, found {self.rotation!r}")
+        pixels = check_number(
+            "translation", self.translation, lambda side: 0 <= side < math.inf, "be finite and at least 0 pixels"
+        )
+        degrees = check_number("rotation", self.rotation, lambda side: 0 <= side <= 180, "lie in [0, 180] degrees")
+        object.__setattr__(self, "translation", pixels)
+        object.__setattr__(self, "rotation", degrees)
 
     @property
     def spans_circle(self) -> bool:
@@ -44,8 +57,8 @@ class Box:
 class SearchResult:
     """The worst transform a search found for each image.
 
-    ``images [B, C, H, W]``: the transformed images; ``s [B, 3]``: their transforms; ``loss [B]``: their
-    cross-entropy; ``history [B, evaluations]``: the highest cross-entropy after each evaluation, never falling.
+    ``images [B, C, H, W]``: the transformed images; ``s [B, 3]``: their transforms; ``loss [B]``: their loss, by
+    default the cross-entropy; ``history [B, evaluations]``: the highest loss after each evaluation, never falling.
     """
 
     images: Tensor
@@ -54,18 +67,22 @@ class SearchResult:
     history: Tensor
 
 
+@ordinary_tensors()
 def transform(images: Tensor, s: Tensor) -> Tensor:
     """T_s(x), equation 4: rotate each image about its centre, then translate it.
 
     ``images [B, C, H, W]``; ``s [B, 3]`` = (ξ px right, ζ px down, α degrees counter-clockwise). Returns
     ``[B, C, H, W]``, differentiable in both. The result is linear in the image and never exceeds its range:
     ‖T_s(x + δ) − T_s(x)‖∞ ≤ ‖δ‖∞. Whole shifts and quarter turns are exact to 1e-5 up to 128 px, to 1e-4 above, where
-    float32 no longer tells the sampling points apart finely enough. Raises ``ValueError`` for any other shape.
+    float32 no longer tells the sampling points apart finely enough; half precision is computed in float32. Raises
+    ``ValueError`` for any other shape.
     """
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images must be a float tensor [B, C, H, W], found {images.dtype} {list(images.shape)}")
-    if s.shape != (len(images), 3):
-        raise ValueError(f"s must be [{len(images)}, 3] = (ξ, ζ, α) for each image, found {list(s.shape)}")
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        found = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be a float tensor [B, C, H, W], found {found}")
+    if not isinstance(s, Tensor) or s.shape != (len(images), 3):
+        found = f"{list(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
+        raise ValueError(f"s must be [{len(images)}, 3] = (ξ, ζ, α) for each image, found {found}")
     height, width = images.shape[-2:]
     # cos and sin in float64: at float32 a turn by 90° would be off by a visible fraction of a pixel in large images.
     right, down, angle = s.double().unbind(dim=1)  # [B] each
@@ -75,25 +92,43 @@ def transform(images: Tensor, s: Tensor) -> Tensor:
         torch.stack([cos, -sin * height / width, (sin * down - cos * right) * 2 / width], dim=1),
         torch.stack([sin * width / height, cos, (-sin * right - cos * down) * 2 / height], dim=1),
     ]
-    theta = torch.stack(rows, dim=1).to(images.dtype)  # [B, 2, 3]
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # [B, H, W, 2]
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    theta = torch.stack(rows, dim=1).to(single(images.dtype))  # [B, 2, 3]
+    # Autocast would make the grid in half precision, wrong by several pixels; a meta tensor has none to switch off.
+    with torch.autocast("cpu" if images.is_meta else images.device.type, enabled=False):
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # [B, H, W, 2]
+        x = images.to(theta.dtype)
+        moved = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return moved.to(images.dtype)
 
 
+def single(dtype: torch.dtype) -> torch.dtype:
+    """``dtype`` or float32, whichever is finer: sampling points and transforms are too coarse in half precision."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@ordinary_tensors()
 def grid_search(
-    model: nn.Module, images: Tensor, labels: Tensor, box: Box, *, counts: tuple[int, int, int] = (5, 5, 31)
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    box: Box,
+    *,
+    counts: tuple[int, int, int] = (5, 5, 31),
+    loss: Loss = "cross-entropy",
 ) -> SearchResult:
     """The spatial transformation method (STM, Engstrom et al. 2019): every point of a regular grid.
 
     ``counts``: points along ξ, ζ and α, ends included (one point: the middle); the default asks 775 queries an image.
+    ``loss``: what is searched for its highest value, as in ``hpatlib.attacks``.
     """
-    if len(counts) != 3 or any(not isinstance(count, int) or count < 1 for count in counts):
-        raise ValueError(f"counts must be three whole numbers of at least 1 (ξ, ζ, α), found {counts!r}")
-    axes = [torch.linspace(0, 1, count) if count > 1 else torch.tensor([0.5]) for count in counts]
+    check_images(images, labels)
+    sides = check_wholes("counts", counts, ("ξ", "ζ", "α"))
+    axes = [torch.linspace(0, 1, count) if count > 1 else torch.tensor([0.5]) for count in sides]
     points = box.place(torch.cartesian_prod(*axes).reshape(-1, 3))  # [Q, 3]
-    return _sweep(model, images, labels, points.unsqueeze(1).expand(-1, len(images), -1))
+    return _sweep(model, images, labels, points.unsqueeze(1).expand(-1, len(images), -1), loss)
 
 
+@ordinary_tensors()
 def random_search(
     model: nn.Module,
     images: Tensor,
@@ -102,35 +137,26 @@ def random_search(
     *,
     evaluations: int,
     sobol: bool = False,
+    loss: Loss = "cross-entropy",
     generator: torch.Generator | None = None,
 ) -> SearchResult:
     """Worst of ``evaluations`` random transforms, drawn for each image on its own.
 
-    ``sobol``: a scrambled Sobol sequence (evenly spread) instead of independent uniform draws.
+    ``sobol``: a scrambled Sobol sequence (evenly spread) instead of independent uniform draws. ``loss``: what is
+    searched for its highest value, as in ``hpatlib.attacks``.
     """
-    check_evaluations(evaluations)
+    check_images(images, labels)
+    evaluations = check_whole("evaluations", evaluations)
     if sobol:
         unit = sobol_points(evaluations, len(images), generator)  # [Q, B, 3]
     else:
         unit = uniform((evaluations, len(images), 3), generator)
-    return _sweep(model, images, labels, box.place(unit))
+    return _sweep(model, images, labels, box.place(unit), loss)
 
 
-def check_evaluations(evaluations: int) -> None:
-    """Raise ``ValueError`` unless ``evaluations`` is a whole number of at least 1."""
-    if not isinstance(evaluations, int) or evaluations < 1:
-        raise ValueError(f"evaluations must be a whole number of at least 1, found {evaluations!r}")
-
-
-def check_losses(loss: Tensor) -> None:
-    """Raise ``ValueError`` unless every loss a search found is finite."""
-    if not loss.isfinite().all():
-        raise ValueError("the model's loss is not finite: check its weights and its forward pass for NaN")
-
-
-def losses(model: nn.Module, images: Tensor, labels: Tensor, s: Tensor) -> Tensor:
-    """g(s) of equation 5: the cross-entropy ``[B]`` of each transformed image. The model must be held still."""
-    return F.cross_entropy(model(transform(images, s)), labels, reduction="none")  # [B]
+def losses(model: nn.Module, images: Tensor, labels: Tensor, s: Tensor, loss: Loss = "cross-entropy") -> Tensor:
+    """g(s) of equation 5: the loss ``[B]`` of each transformed image. The model must be held still."""
+    return objective(loss)(model(transform(images, s)), labels)  # [B]
 
 
 def sobol_points(count: int, images: int, generator: torch.Generator | None) -> Tensor:
@@ -146,20 +172,21 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor
 
 
 @torch.no_grad()
-def _sweep(model: nn.Module, images: Tensor, labels: Tensor, candidates: Iterable[Tensor]) -> SearchResult:
+def _sweep(model: nn.Module, images: Tensor, labels: Tensor, candidates: Iterable[Tensor], loss: Loss) -> SearchResult:
     """Evaluate transforms that were chosen beforehand, ``candidates`` ``Q`` times ``[B, 3]``, and keep the worst."""
-    check_images(images, labels)
-    best_loss, best_s, history = None, None, []
+    best_loss: Tensor
+    best_s: Tensor
+    history: list[Tensor] = []
     with held_still(model):
         check_logits(model(images[:1]), labels)
         for s in candidates:
-            s = s.to(images)
-            loss = losses(model, images, labels, s)  # [B]
-            if best_loss is None:
-                best_loss, best_s = loss, s
+            s = s.to(images.device, single(images.dtype))
+            value = losses(model, images, labels, s, loss)  # [B]
+            if not history:
+                best_loss, best_s = value, s
             else:
-                best_s = torch.where((loss > best_loss).unsqueeze(1), s, best_s)
-                best_loss = torch.maximum(loss, best_loss)
+                best_s = torch.where((value > best_loss).unsqueeze(1), s, best_s)
+                best_loss = torch.maximum(value, best_loss)
             history.append(best_loss)
     check_losses(best_loss)
     return SearchResult(transform(images, best_s), best_s, best_loss, torch.stack(history, dim=1))

@@ -6,19 +6,30 @@ full pixel range; outputs, checks and the promise to leave the model as found ar
 """
 
 import math
-from numbers import Integral
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hpatlib._model import check_images, check_logits, held_still
+from hpatlib._model import (
+    Loss,
+    check_fraction,
+    check_images,
+    check_logits,
+    check_losses,
+    check_number,
+    check_whole,
+    held_still,
+    margin,
+    objective,
+    ordinary_tensors,
+)
 
 # The side of the squares shrinks: their share of the image is halved at each of these iterations out of 10 000.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
+@ordinary_tensors()
 def square(
     model: nn.Module,
     images: Tensor,
@@ -26,29 +37,23 @@ def square(
     *,
     eps: float,
     queries: int = 1000,
-    loss: Literal["margin", "cross-entropy"] = "margin",
+    loss: Loss = "margin",
     p: float = 0.8,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Set random squares of pixels to x ± ``eps``, one sign a channel, and keep what makes the model worse.
 
     ``queries``: forward passes an image, the clean image and the first guess (stripes one pixel wide) included.
-    ``loss``: ``"margin"``, the label's logit less the best other one, which still tells images apart where the
-    cross-entropy is saturated; or ``"cross-entropy"``. ``p``: the first squares' share of the image; it shrinks on the
+    ``loss``: what is made large, as in ``hpatlib.attacks``; the margin still tells images apart where the
+    cross-entropy is saturated. ``p``: the first squares' share of the image; it shrinks on the
     published schedule, rescaled to ``queries``. An image is left alone once its label no longer wins. ``generator``
     decides all draws, of which each image has its own. Returns ``[B, C, H, W]``: misclassified, or else with a loss no
-    better than the clean image's; what is misclassified already comes back as it is. Raises ``ValueError`` for bad
+    lower than the clean image's; what is misclassified already comes back as it is. Raises ``ValueError`` for bad
     inputs.
     """
     check_images(images, labels)
-    if not 0 <= eps <= 1:
-        raise ValueError(f"eps must lie in [0, 1], a fraction of the pixel range such as 6/255, found {eps!r}")
-    if not isinstance(queries, Integral) or queries < 2:
-        raise ValueError(f"queries must be a whole number of at least 2, found {queries!r}")
-    if loss not in ("margin", "cross-entropy"):
-        raise ValueError(f'loss must be "margin" or "cross-entropy", found {loss!r}')
-    if not 0 < p <= 1:
-        raise ValueError(f"p must lie in (0, 1], the first squares' share of the image, found {p!r}")
+    eps, queries, ascended = check_fraction("eps", eps), check_whole("queries", queries, least=2), objective(loss)
+    p = check_number("p", p, lambda share: 0 < share <= 1, "lie in (0, 1], the first squares' share of the image")
     if eps == 0:
         return images.detach().clone()
 
@@ -57,11 +62,10 @@ def square(
         check_logits(model(images[:1]), labels)
         low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
         count, channels, height, width = images.shape
-        clean, margin = _goal(model, images, labels, loss)
-        wrong = margin < 0
+        clean, wrong = _loss(model, images, labels, ascended)
         stripes = _signs((count, channels, 1, width), images, generator)
         x = torch.where(wrong.view(-1, 1, 1, 1), images, torch.where(stripes > 0, high, low))
-        goal, margin = _goal(model, x, labels, loss)
+        highest, wrong = _loss(model, x, labels, ascended)
         rows = torch.arange(height, device=images.device).view(1, 1, -1, 1)
         columns = torch.arange(width, device=images.device).view(1, 1, 1, -1)
         for iteration in range(queries - 2):
@@ -70,29 +74,31 @@ def square(
             top = _whole(count, height - side + 1, images, generator)
             left = _whole(count, width - side + 1, images, generator)
             signs = _signs((count, channels, 1, 1), images, generator)
-            active = (margin >= 0).nonzero().squeeze(1)  # [A]
+            active = (~wrong).nonzero().squeeze(1)  # [A]
             if len(active) == 0:
                 break
             down, right = rows - top[active].view(-1, 1, 1, 1), columns - left[active].view(-1, 1, 1, 1)
             inside = (down >= 0) & (down < side) & (right >= 0) & (right < side)  # [A, 1, H, W]
             tried = torch.where(inside, torch.where(signs[active] > 0, high[active], low[active]), x[active])
-            new_goal, new_margin = _goal(model, tried, labels[active], loss)
-            better = (new_goal < goal[active]) | (new_margin < 0)
+            value, misled = _loss(model, tried, labels[active], ascended)
+            better = (value > highest[active]) | misled
             x[active] = torch.where(better.view(-1, 1, 1, 1), tried, x[active])
-            goal[active] = torch.where(better, new_goal, goal[active])
-            margin[active] = torch.where(better, new_margin, margin[active])
+            highest[active] = torch.where(better, value, highest[active])
+            wrong[active] = misled
         # The stripes replace the clean image unasked, for squares work best from a corner of the ball.
-        return torch.where(((clean <= goal) & (margin >= 0)).view(-1, 1, 1, 1), images, x)
+        return torch.where(((clean >= highest) & ~wrong).view(-1, 1, 1, 1), images, x)
 
 
-def _goal(model: nn.Module, x: Tensor, labels: Tensor, loss: str) -> tuple[Tensor, Tensor]:
-    """What is to be made small, and the margin (below 0: misclassified): ``[B]`` each."""
+def _loss(
+    model: nn.Module, x: Tensor, labels: Tensor, ascended: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What is to be made large, and whether the label no longer wins: ``[B]`` each."""
     logits = model(x)
     if not logits.isfinite().all():
         raise ValueError("the model's logits are not finite: check its weights and its forward pass for NaN")
-    own = F.one_hot(labels, logits.shape[1]).bool()
-    margin = logits[own] - logits.masked_fill(own, -math.inf).amax(dim=1)
-    return (margin if loss == "margin" else -F.cross_entropy(logits, labels, reduction="none")), margin
+    value = ascended(logits, labels)
+    check_losses(value)
+    return value, margin(logits, labels) > 0
 
 
 def _side(p: float, progress: float, height: int, width: int) -> int:

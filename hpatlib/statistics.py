@@ -5,14 +5,26 @@ might have been drawn. An `Estimate` carries both: the statistic's value in each
 of images (a patient, a set of near-duplicates, or one image) pulls it in each training. Estimates can be added,
 subtracted, multiplied and divided, so that a claim is written as one line of arithmetic, and the uncertainty follows.
 
-For S trainings with values v_s and influences d_sc of clusters c (Σ_c d_sc = 0), the mean v̄ has variance V = V₁ + V₂,
+For S trainings with values v_s and influences d_sc of clusters c, write u_c = Σ_s d_sc / S. The variance of the mean v̄
+has two parts. V₁ is what differs from training to training, their own images included; V₂ is what the trainings have in
+common because they were tested on the same clusters, of which V₁ sees nothing. For S > 1,
 
-    V₁ = var(v_s) / S,    V₂ = C / (C − 1) · Σ_c (Σ_s d_sc / S)²,
+    V₁ = Σ_s (v_s − v̄)² / (S (S − 1)),    V₂ = S / (S − 1) · max(0, Σ_c u_c² − Σ_s Σ_c d_sc² / S²),
 
-and the interval is v̄ ± t_df √V with Satterthwaite's df = V² / (V₁² / (S − 1) + V₂² / df₂). A cluster is summed over all
-trainings that were tested on it before it is squared, so shared test sets are not counted as if they were new, and
-df₂ = 3 (Σ u_c²)² / Σ u_c⁴ − 2, at most C − 1, counts how many clusters decide, not how many there are. ``benchmarks/
-coverage.py`` shows how often such an interval holds the truth.
+and V₁ = 0, V₂ = Σ_c u_c² for S = 1. V₁ + V₂ is unbiased but for the max. The interval is Banerjee's (Sankhyā A, 1961)
+for a sum of two variances, with t the quantile of Student's distribution,
+
+    v̄ ± √(t²_{S−1} V₁ + t²_df V₂),    df = 3 (Σ_c u_c²)² / Σ_c u_c⁴ − 4, at least 1 and at most C − 1,
+
+and a p-value is the tail at which an end of the interval meets the threshold. The df counts how many clusters decide,
+not how many there are. For a mean over images of which cluster c holds the share w_c in training s,
+
+    d_sc = w_c (mean of c − v_s) / √(1 − 2 w_c + Σ_k w_k²),
+
+where the root makes up for v_s having followed c: with one image a cluster Σ_c d_sc² is the familiar variance over n,
+and with large clusters it is unbiased if the means of all clusters vary alike. ``benchmarks/coverage.py`` shows how
+often such an interval holds the truth. It is too narrow where it cannot know better: outcomes that are all alike have
+no variance, however few they are, and a single training says nothing about others.
 """
 
 from __future__ import annotations
@@ -44,8 +56,9 @@ class Estimate:
     """A statistic with its uncertainty over trainings and images.
 
     ``values [S]``: its value in each of ``trainings`` (None: no training is drawn, S = 1); ``influence [S, C]``: how
-    far each of ``clusters`` moves it in each training; ``n``: images measured in a training; ``leaves``: the cells it
-    is made of. Make one with `mean_of`, `auc_of`, `over_trainings` or `exact`, and combine them by arithmetic.
+    far each of ``clusters`` moves it in each training, the d_sc above; ``n``: images measured in a training;
+    ``leaves``: the cells it is made of. Make one with `mean_of`, `auc_of`, `over_trainings` or `exact`, and combine
+    them by arithmetic.
     """
 
     values: Floats
@@ -62,77 +75,84 @@ class Estimate:
 
     @functools.cached_property
     def variances(self) -> tuple[float, float]:
-        """(V₁, V₂): what trainings and what images contribute to the variance of `value`."""
-        between = float(self.values.var(ddof=1) / len(self.values)) if len(self.values) > 1 else 0.0
-        pull = self.influence.mean(axis=0)  # [C]
-        count = len(pull)
-        return between, float(np.square(pull).sum() * count / (count - 1)) if count > 1 else 0.0
+        """(V₁, V₂): what differs between trainings, and what they share because of their images."""
+        return self._parts[0], self._parts[1]
 
     @functools.cached_property
-    def degrees(self) -> float:
-        """Satterthwaite's degrees of freedom; infinite where nothing varies."""
-        between, within = self.variances
-        if between + within == 0:
-            return math.inf
-        lost = between**2 / (len(self.values) - 1) if between else 0.0
-        if within:
-            squares = np.square(self.influence.mean(axis=0))
-            lost += within**2 / float(
-                np.clip(3 * squares.sum() ** 2 / np.square(squares).sum() - 2, 1, len(squares) - 1)
-            )
-        return (between + within) ** 2 / lost
+    def _parts(self) -> tuple[float, float, float]:
+        between, shared, degrees = (float(part) for part in variance_parts(self.values, self.influence))
+        return between, shared, degrees
 
     @property
     def error(self) -> float:
-        """Standard error √V of `value`."""
+        """Standard error √(V₁ + V₂) of `value`; infinite where all images are one cluster."""
         return math.sqrt(sum(self.variances))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The two-sided interval at ``level``: (low, high)."""
+        """The two-sided interval at ``level``, between 0 and 1: (low, high)."""
+        if not 0 < level < 1:
+            raise ValueError(f"a level lies between 0 and 1, such as 0.95, found {level}")
         return self._bound((1 - level) / 2), self._bound((1 + level) / 2)
 
     def _bound(self, probability: float) -> float:
-        from scipy.special import stdtrit
-
-        return self.value + float(stdtrit(self.degrees, probability)) * self.error if self.error else self.value
+        if self.error == 0:
+            return self.value
+        width = float(half_width(*self._parts, len(self.values), min(probability, 1 - probability)))
+        return self.value + math.copysign(width, probability - 0.5)
 
     def above(self, threshold: float) -> float:
-        """One-sided p-value of the data where the truth is at most ``threshold``: small speaks for *above*."""
-        from scipy.special import stdtr
+        """One-sided p-value of the data where the truth is at most ``threshold``: small speaks for *above*.
 
+        It is below α / 2 exactly where the interval at level 1 − α lies above ``threshold``.
+        """
         distance = self.value - threshold
         if self.error == 0:
             return 0.0 if distance > 0 else 1.0
-        return float(stdtr(self.degrees, -distance / self.error))
+        tail = self._tail(abs(distance))
+        return tail if distance > 0 else 1 - tail
+
+    def _tail(self, distance: float) -> float:
+        """The probability at which the half-width is ``distance``."""
+        from scipy.optimize import brentq
+
+        def excess(log: float) -> float:
+            return float(half_width(*self._parts, len(self.values), math.exp(log))) - distance
+
+        smallest, largest = math.log(1e-100), math.log(0.5)
+        if distance == 0 or math.isinf(self.error):
+            return 0.5
+        return math.exp(brentq(excess, smallest, largest, xtol=1e-10)) if excess(smallest) > 0 else 0.0
 
     def below(self, threshold: float) -> float:
         """One-sided p-value of the data where the truth is at least ``threshold``: small speaks for *below*."""
         return (-self).above(-threshold)
 
     def would_decide(self, threshold: float, *, most: int = 1000) -> str:
-        """What would carry an interval of this effect past ``threshold``: more trainings, or more images.
+        """What would carry the 95 % interval of this effect past ``threshold``: more trainings, or more images.
 
-        Trainings on test images of their own narrow both parts of the variance, on shared ones V₁ alone.
+        More trainings narrow V₁; more images narrow V₂ and the share of V₁ that comes from each training's own images.
         """
         from scipy.special import stdtrit
 
-        distance, (between, within), count = abs(self.value - threshold), self.variances, len(self.values)
-        if distance == 0 or between + within == 0:
+        distance, (between, shared, degrees), count = abs(self.value - threshold), self._parts, len(self.values)
+        if distance == 0 or self.error == 0:
             return "the effect lies at the threshold"
-        if self.trainings is not None and count > 1:
-            apart = float(np.square(self.influence).sum()) / count**2  # V₂ if no two trainings shared an image
-            shared = max(0.0, within - apart) * count / (count - 1)
-            for total in range(count + 1, most + 1):
-                width = stdtrit(total - 1, 0.975) * math.sqrt(
-                    (between + max(0.0, within - shared)) * count / total + shared
-                )
-                if width < distance:
-                    return f"about {total} trainings"
-        if 1.96 * math.sqrt(between) < distance:
-            times = within * 1.96**2 / (distance**2 - 1.96**2 * between)
-            if times < most:
-                return f"about {max(times, 1.1):.2g} times as many images"
-        return f"more than {most} trainings, or another thousand times the images"
+        if math.isinf(shared):
+            return "images of other clusters"
+        if self.trainings is not None and count == 1:
+            return "more than one training"
+        for total in range(count + 1, most + 1) if between else ():
+            if half_width(between * count / total, shared, degrees, total, 0.025) < distance:
+                return f"about {total} trainings"
+        own = min(between, max(0.0, float(np.square(self.influence).sum()) / count**2 - shared / count))
+        fixed, narrowed = between - own, own
+        if between:
+            squared = float(stdtrit(count - 1, 0.025)) ** 2
+            fixed, narrowed = squared * fixed, squared * narrowed
+        narrowed += float(stdtrit(degrees, 0.025)) ** 2 * shared
+        if fixed < distance**2 and (times := narrowed / (distance**2 - fixed)) < most:
+            return f"about {max(times, 1.1):.2g} times as many images"
+        return f"more than {most} trainings, or {most} times as many images"
 
     def __neg__(self) -> Estimate:
         return self * -1.0
@@ -256,22 +276,48 @@ class Greatest:
 Quantity = Estimate | Least | Greatest
 
 
+def variance_parts(values: Floats, influence: Floats) -> tuple[Floats, Floats, Floats]:
+    """(V₁, V₂, df) of ``values [..., S]`` and ``influence [..., S, C]``, the formulas at the top of this module.
+
+    V₂ is infinite where C = 1: one cluster cannot tell how others differ.
+    """
+    count, clusters = influence.shape[-2:]
+    pull = np.square(influence.mean(axis=-2))  # [..., C]
+    total, fourth = pull.sum(axis=-1), np.square(pull).sum(axis=-1)
+    degrees = np.clip(3 * total**2 / np.where(fourth > 0, fourth, 1.0) - 4, 1, max(clusters - 1, 1))
+    if clusters == 1:
+        total = np.full_like(total, np.inf)
+    if count == 1:
+        return np.zeros_like(total), total, degrees
+    shared = total - np.square(influence).sum(axis=(-2, -1)) / count**2
+    shared = np.where(shared > 1e-12 * total, shared * count / (count - 1), 0.0)  # less is rounding
+    return values.var(axis=-1, ddof=1) / count, shared, degrees
+
+
+def half_width(
+    between: float | Floats, shared: float | Floats, degrees: float | Floats, count: int, probability: float
+) -> Floats:
+    """√(t²_{S−1} V₁ + t²_df V₂) where each tail holds ``probability``, of ``count`` = S trainings."""
+    from scipy.special import stdtrit
+
+    squared = stdtrit(degrees, probability) ** 2 * shared
+    return np.sqrt(stdtrit(count - 1, probability) ** 2 * between + squared if count > 1 else squared)
+
+
 def mean_of(
     values: ArrayLike, trainings: ArrayLike | None, clusters: ArrayLike, leaves: tuple[Leaf, ...] = ()
 ) -> Estimate:
     """The mean of ``values [M]`` over the images of each training: the row's training ``[M]`` (None: there is none) and
-    its cluster ``[M]``. NaN counts as missing. Raises ``ValueError`` where nothing is left."""
-    v = np.asarray(values, dtype=float)
-    names, row, groups, column = _coded(v, trainings, clusters)
-    there = np.isfinite(v)
-    v, row, column = v[there], row[there], column[there]
+    its cluster ``[M]``. NaN counts as missing. Raises ``ValueError`` for infinite values and where nothing is left."""
+    v, names, row, groups, column = _coded(values, trainings, clusters)
     counts = np.bincount(row, minlength=len(names))
     if not len(v) or counts.min() == 0:
         missing = [str(name) for name, count in zip(names, counts, strict=True) if not count]
         raise ValueError(f"a mean needs a value in each training, found none in {', '.join(missing) or 'any'}")
-    means = np.bincount(row, v, minlength=len(names)) / counts
-    influence = np.zeros((len(names), len(groups)))
-    np.add.at(influence, (row, column), (v - means[row]) / counts[row])
+    means, influence = np.empty(len(names)), np.zeros((len(names), len(groups)))
+    for number in range(len(names)):
+        mine = row == number
+        means[number], influence[number] = _mean_parts(v[mine], column[mine], len(groups))
     drawn = None if trainings is None else tuple(names.tolist())
     return Estimate(means, influence, drawn, groups, int(counts.min()), leaves)
 
@@ -286,22 +332,32 @@ def auc_of(
     """The area under the ROC curve of ``scores [M]`` for ``positive [M]`` in each training, ties counted half.
 
     Influences are DeLong's placements: how many images of the other class each one is ranked on the right side of.
-    Raises ``ValueError`` where a training lacks one of the classes.
+    NaN counts as missing. Raises ``ValueError`` for infinite scores and where a training lacks one of the classes.
     """
-    s, hit = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
-    names, row, groups, column = _coded(s, trainings, clusters)
+    s, names, row, groups, column = _coded(scores, trainings, clusters)
+    missing, hit = np.isnan(np.asarray(scores, dtype=float)), np.asarray(positive, dtype=bool)
+    if hit.shape != missing.shape:
+        raise ValueError(f"scores and positive must be [M] each, found {len(missing)} scores and {list(hit.shape)}")
+    hit = hit[~missing]
     areas, influence, counts = np.empty(len(names)), np.zeros((len(names), len(groups))), []
     for number in range(len(names)):
         up, down = (row == number) & hit, (row == number) & ~hit
         if not up.any() or not down.any():
             raise ValueError(f"an AUC needs images of both classes, found one alone in training {names[number]}")
         placed_up, placed_down = _placements(s[up], s[down]), 1 - _placements(s[down], s[up])
-        areas[number] = placed_up.mean()
-        np.add.at(influence[number], column[up], (placed_up - areas[number]) / up.sum())
-        np.add.at(influence[number], column[down], (placed_down - areas[number]) / down.sum())
+        areas[number], pull = _mean_parts(placed_up, column[up], len(groups))
+        influence[number] = pull + _mean_parts(placed_down, column[down], len(groups))[1]
         counts.append(int(up.sum() + down.sum()))
     drawn = None if trainings is None else tuple(names.tolist())
     return Estimate(areas, influence, drawn, groups, min(counts), leaves)
+
+
+def _mean_parts(values: Floats, column: NDArray[np.intp], clusters: int) -> tuple[float, Floats]:
+    """The mean of one training's ``values [n]`` and the influences ``[C]`` of their clusters, 0 for a lone cluster."""
+    mean, share = float(values.mean()), np.bincount(column, minlength=clusters) / len(values)
+    pull = np.bincount(column, values - mean, minlength=clusters) / len(values)
+    left = 1 - 2 * share + np.square(share).sum()
+    return mean, pull / np.sqrt(np.where(share == 1, 1.0, left))
 
 
 def _placements(scores: Floats, others: Floats) -> Floats:
@@ -318,13 +374,17 @@ def over_trainings(
     v = np.asarray(values, dtype=float)
     if v.shape != (len(trainings),) or not len(v):
         raise ValueError(f"values must be one number a training, found {list(v.shape)} for {len(trainings)} trainings")
+    if not np.isfinite(v).all() or len(set(trainings)) < len(v):
+        raise ValueError(f"each training needs one finite number, found {v.tolist()} for {list(trainings)}")
     order = sorted(range(len(trainings)), key=lambda k: trainings[k])  # type: ignore[arg-type,return-value]
     names = tuple(trainings[k] for k in order)
     return Estimate(v[order], np.zeros((len(v), 0)), names, np.array([], dtype=str), n or len(v), leaves)
 
 
 def exact(value: float) -> Estimate:
-    """A number without uncertainty, such as one computed from a printed table."""
+    """A number without uncertainty, such as one computed from a printed table. Raises ``ValueError`` for NaN."""
+    if not math.isfinite(value):
+        raise ValueError(f"an exact number must be finite, found {value}")
     return Estimate(np.array([float(value)]), np.zeros((1, 0)), None, np.array([], dtype=str), 0)
 
 
@@ -364,30 +424,43 @@ def spread(estimate: Estimate) -> Estimate:
 
 
 def _coded(
-    values: Floats, trainings: ArrayLike | None, clusters: ArrayLike
-) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[Any], NDArray[np.intp]]:
-    """Names and codes of trainings and clusters: (names [S], row [M], groups [C], column [M])."""
-    groups, column = np.unique(np.asarray(clusters), return_inverse=True)
-    drawn = np.zeros(len(values), int) if trainings is None else np.asarray(trainings)
+    values: ArrayLike, trainings: ArrayLike | None, clusters: ArrayLike
+) -> tuple[Floats, NDArray[Any], NDArray[np.intp], NDArray[Any], NDArray[np.intp]]:
+    """Values that are not missing, with names and codes of their trainings and clusters.
+
+    Returns (values [M], names [S] of all trainings, row [M], groups [C], column [M]).
+    """
+    v, groups = np.asarray(values, dtype=float), np.asarray(clusters)
+    drawn = np.zeros(v.size, int) if trainings is None else np.asarray(trainings)
+    if v.ndim != 1 or not v.shape == drawn.shape == groups.shape:
+        shapes = ", ".join(str(list(array.shape)) for array in (v, drawn, groups))
+        raise ValueError(f"values, trainings and clusters must be [M] each, found {shapes}")
+    if np.isinf(v).any():
+        raise ValueError(f"values must be finite, or NaN where missing, found {np.isinf(v).sum()} infinite ones")
+    there = ~np.isnan(v)
     names, row = np.unique(drawn, return_inverse=True)
-    if values.ndim != 1 or not len(values) == len(row) == len(column):
-        raise ValueError(
-            f"values, trainings and clusters must be [M], found {len(values)}, {len(row)} and {len(column)}"
-        )
-    return names, row, groups, column
+    groups, column = np.unique(groups[there], return_inverse=True)
+    return v[there], names, row[there], groups, column
 
 
 def _combined(a: Estimate, b: Estimate, rule: Callable[[Floats, Floats], tuple[Floats, Floats, Floats]]) -> Estimate:
     """``rule`` of two values and its slope in each of them, training by training; clusters are joined by name.
 
-    An estimate without trainings goes with every training of the other. Raises ``ValueError`` for other trainings.
+    An estimate without trainings goes with every training of the other. Raises ``ValueError`` for other trainings, and
+    for clusters named by numbers on one side and by words on the other.
     """
     if a.trainings is not None and b.trainings is not None and a.trainings != b.trainings:
         raise ValueError(f"both sides need the same trainings, found {a.trainings} and {b.trainings}")
+    if len(a.clusters) and len(b.clusters) and (a.clusters.dtype.kind in "biuf") != (b.clusters.dtype.kind in "biuf"):
+        raise ValueError(f"both sides need clusters of one kind, found {a.clusters.dtype} and {b.clusters.dtype}")
     trainings = a.trainings if a.trainings is not None else b.trainings
     value, slope_a, slope_b = rule(*np.broadcast_arrays(a.values, b.values))
     count = len(value)
-    clusters = np.union1d(a.clusters, b.clusters) if len(b.clusters) else a.clusters
+    clusters = (
+        np.union1d(*(e.clusters for e in (a, b)))
+        if len(a.clusters) and len(b.clusters)
+        else (a.clusters if len(a.clusters) else b.clusters)
+    )
     influence = np.zeros((count, len(clusters)))
     for part, slope in ((a, slope_a), (b, slope_b)):
         if len(part.clusters):

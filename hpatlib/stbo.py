@@ -17,13 +17,23 @@ import torch
 from gpytorch.kernels import Kernel, MaternKernel
 from torch import Tensor, nn
 
-from hpatlib._model import check_images, check_logits, held_still
-from hpatlib.spatial import Box, SearchResult, check_evaluations, check_losses, losses, sobol_points, transform, uniform
+from hpatlib._model import (
+    Loss,
+    check_images,
+    check_logits,
+    check_losses,
+    check_whole,
+    check_wholes,
+    held_still,
+    ordinary_tensors,
+)
+from hpatlib.spatial import Box, SearchResult, losses, single, sobol_points, transform, uniform
 
 NOISE = 1e-4  # variance of the standardised loss taken for noise: keeps the kernel matrix of close queries invertible
 LENGTHSCALE = 0.1  # of the side of the box
 
 
+@ordinary_tensors()
 def stbo(
     model: nn.Module,
     images: Tensor,
@@ -35,6 +45,7 @@ def stbo(
     candidates: tuple[int, int] = (48, 48),
     refit_every: int | None = None,
     scope: Literal["image", "batch"] = "image",
+    loss: Loss = "cross-entropy",
     generator: torch.Generator | None = None,
 ) -> SearchResult:
     """Search each image's worst transform in ``box`` with a budget of ``evaluations`` forward passes.
@@ -43,24 +54,23 @@ def stbo(
     transforms expected improvement chooses from, drawn all over the box and near the best one so far; ``refit_every``:
     refit the kernel's length-scales by marginal likelihood after that many evaluations (default: never; they stay
     at ``LENGTHSCALE``). ``scope="batch"`` reads equation 5 literally: one s for all images, the worst on average; then
-    ``history`` holds the average loss, the same for each image.
+    ``history`` holds the average loss, the same for each image. ``loss``: what is searched for its highest value, as in
+    ``hpatlib.attacks``.
 
     ``images [B, C, H, W]`` in [0, 1], ``labels [B]``. The model is left as found. Raises ``ValueError`` for bad inputs
     and for budgets that make no sense.
     """
     check_images(images, labels)
-    check_evaluations(evaluations)
-    if not isinstance(initial, int) or initial < 1:
-        raise ValueError(f"initial must be a whole number of at least 1, found {initial!r}")
-    if len(candidates) != 2 or min(candidates) < 0 or sum(candidates) < 1:
-        raise ValueError(f"candidates must be two counts (all over the box, near the best), found {candidates!r}")
-    if refit_every is not None and refit_every < 1:
-        raise ValueError(f"refit_every must be at least 1 or None, found {refit_every!r}")
+    evaluations, initial = check_whole("evaluations", evaluations), check_whole("initial", initial)
+    anywhere, near = check_wholes("candidates", candidates, ("all over the box", "near the best"), least=0)
+    if anywhere + near < 1:
+        raise ValueError(f"candidates must hold at least one, found {candidates!r}")
+    if refit_every is not None:
+        refit_every = check_whole("refit_every", refit_every)
     if scope not in ("image", "batch"):
         raise ValueError(f'scope must be "image" or "batch", found {scope!r}')
 
-    # Inference tensors of a caller's inference_mode would keep refits from their gradients.
-    with torch.inference_mode(False), torch.no_grad(), held_still(model):
+    with torch.no_grad(), held_still(model):
         check_logits(model(images[:1]), labels)
         processes = len(images) if scope == "image" else 1
         process = Process(kernel(box, processes), processes, evaluations, images.device)
@@ -68,7 +78,7 @@ def stbo(
         design[0] = 0.5  # the untouched image: the result is never milder than no attack
         design = design.to(images.device)
         # All draws of the search at once: copying them to the device step by step would make the host wait for it.
-        draws = uniform((max(evaluations - len(design), 0), sum(candidates), 4), generator).to(images.device)
+        draws = uniform((max(evaluations - len(design), 0), anywhere + near, 4), generator).to(images.device)
         best_unit = torch.full((processes, 3), 0.5, device=images.device)
         best_value = images.new_full((processes,), -math.inf)
         best_loss, history = best_value.expand(len(images)), []
@@ -78,18 +88,18 @@ def stbo(
             else:
                 if refit_every is not None and t % refit_every == 0:
                     process.refit()
-                unit = _propose(process, box, best_unit, draws[t - len(design)], candidates[0])
-            s = box.place(unit).to(images.dtype)  # [G, 3]
-            loss = losses(model, images, labels, s.expand(len(images), -1))  # [B]
-            value = loss if scope == "image" else loss.mean(dim=0, keepdim=True)  # [G]
+                unit = _propose(process, box, best_unit, draws[t - len(design)], anywhere)
+            s = box.place(unit).to(single(images.dtype))  # [G, 3]
+            each = losses(model, images, labels, s.expand(len(images), -1), loss)  # [B]
+            value = each if scope == "image" else each.mean(dim=0, keepdim=True)  # [G]
             process.add(features(unit, box), value)
             better = value > best_value  # [G]
             best_unit = torch.where(better.unsqueeze(1), unit, best_unit)
-            best_loss = torch.where(better, loss, best_loss)  # [B]
+            best_loss = torch.where(better, each, best_loss)  # [B]
             best_value = torch.maximum(value, best_value)
             history.append(best_value)
         check_losses(best_value)  # unlike best_loss, it remembers a NaN from any of the evaluations
-        best_s = box.place(best_unit).to(images.dtype).expand(len(images), -1)
+        best_s = box.place(best_unit).to(single(images.dtype)).expand(len(images), -1)
         best_history = torch.stack(history, dim=1).expand(len(images), -1)  # [B, evaluations]
         return SearchResult(transform(images, best_s), best_s, best_loss, best_history)
 
@@ -126,14 +136,14 @@ class Process:
     def __init__(self, kernel: Kernel, processes: int, capacity: int, device: torch.device | str = "cpu") -> None:
         self.kernel = kernel.to(device=device, dtype=torch.float64)
         self.t = 0
-        self.inputs: Tensor | None = None  # [G, T, d], as soon as d is known
+        self.inputs: Tensor  # [G, T, d], from the first query on, which says what d is
         self.values = torch.zeros(processes, capacity, 1, dtype=torch.float64, device=device)
         self.inverse = torch.zeros(processes, capacity, capacity, dtype=torch.float64, device=device)
 
     def add(self, point: Tensor, value: Tensor) -> None:
         """Condition each process on g(``point [G, d]``) = ``value [G]``."""
         t, groups = self.t, len(self.values)
-        if self.inputs is None:
+        if t == 0:
             self.inputs = point.new_zeros(groups, self.values.shape[1], point.shape[-1])
         self.inputs[:, t], self.values[:, t, 0] = point, value
         inverse = self.inverse[:, :t, :t]

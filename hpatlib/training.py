@@ -4,12 +4,16 @@ The sum of clean and adversarial loss is line 12 of Algorithm 1 without its impo
 """
 
 import json
+import operator
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import safe_open
@@ -23,12 +27,15 @@ from hpatlib.data import ImageSet
 from hpatlib.mixbn import branch, mixed
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
-Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]  # of some models only, such as Assimilated
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides a training besides model and data. The defaults are the leukemia paper's."""
+    """What decides a training besides model and data. The defaults are the leukemia paper's.
+
+    Raises ``ValueError`` for counts that are not whole numbers of at least 1 and for rates that are not positive.
+    """
 
     epochs: int = 20
     batch_size: int = 16
@@ -38,9 +45,22 @@ class Recipe:
     patience: int | None = None  # stop after so many epochs without a lower validation loss (None: never)
 
     def __post_init__(self) -> None:
-        counts = (self.epochs, self.batch_size, self.decay_every, self.patience or 1)
-        if min(counts) < 1 or not self.lr > 0 or not self.decay > 0:
-            raise ValueError(f"epochs, batch_size, lr, decay, decay_every and patience must be positive, found {self}")
+        plain_numbers(self)
+        counts = (self.epochs, self.batch_size, self.decay_every, 1 if self.patience is None else self.patience)
+        if not all(isinstance(count, Integral) and count >= 1 for count in counts):
+            raise ValueError(
+                "epochs, batch_size, decay_every and patience must be whole numbers and positive (patience=None: never "
+                f"stop early), found {self}"
+            )
+        if not self.lr > 0 or not self.decay > 0:
+            raise ValueError(f"lr and decay must be positive, found {self}")
+
+
+def plain_numbers(settings: Any) -> None:
+    """Turn the NumPy numbers among the fields of a frozen dataclass, such as those of a sweep, into Python's."""
+    for field in fields(settings):
+        if isinstance(value := getattr(settings, field.name), np.generic):
+            object.__setattr__(settings, field.name, value.item())
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +118,9 @@ def fit(
 
     ``checkpoint`` names a file that holds the state after each epoch: a run that was stopped goes on from there to the
     same weights. Each epoch is a function of the weights, the optimiser's state, ``seed`` and the epoch's number
-    alone, so nothing else needs keeping. Raises ``ValueError`` for an empty data set, for a patience without validation
-    images, for an attack together with an objective, and for a loss that is not finite.
+    alone, so nothing else needs keeping. Raises ``ValueError`` for an empty data set, for labels that the model has no
+    class for, for a patience without validation images, for an attack together with an objective, and for a loss that
+    is not finite.
     """
     if len(data) == 0 or (validation is not None and len(validation) == 0):
         raise ValueError("the training set or the validation set is empty")
@@ -107,12 +128,16 @@ def fit(
         raise ValueError("patience needs validation images to watch: pass validation=, or patience=None")
     if attack is not None and objective is not None:
         raise ValueError("an attack adds cross-entropy on attacked images and an objective replaces it: choose one")
+    seed = operator.index(seed)
     model.to(device)
+    for side in (data, validation):
+        if side is not None:
+            _check_labels(model, side, device)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     best: dict[str, Tensor] = {}
     rows = _restore(checkpoint, model, optimizer, best) if checkpoint is not None else []
-    images_seen = {"total": recipe.epochs * len(data), "initial": len(rows) * len(data)}
-    bar = tqdm(**images_seen, desc="train", unit="image", leave=False)
+    total, initial = recipe.epochs * len(data), len(rows) * len(data)
+    bar = tqdm(total=total, initial=initial, desc="train", unit="image", leave=False)
     with bar, torch.random.fork_rng(devices=_cuda(device)):
         for epoch in range(len(rows), recipe.epochs):
             if recipe.patience is not None and _since_best(rows) >= recipe.patience:
@@ -151,6 +176,20 @@ def fit(
         model.load_state_dict(best)
     model.eval()
     return rows
+
+
+@torch.no_grad()
+def _check_labels(model: nn.Module, data: ImageSet | Examples, device: str | torch.device) -> None:
+    """Before the first step: a GPU would report a label without a class as an assertion of its own, and stay broken."""
+    image, _ = next(data.batches(1, device=device))
+    with held_still(model):
+        classes = model(image).shape[1]
+    labels = torch.as_tensor(data.labels).unique().tolist()
+    if unknown := [label for label in labels if not 0 <= label < classes]:
+        raise ValueError(
+            f"the images have the labels {', '.join(map(str, unknown))}, but the model answers with {classes} classes, "
+            f"0…{classes - 1}: build it with as many classes as there are labels"
+        )
 
 
 def _since_best(rows: list[dict[str, float]]) -> int:
@@ -222,7 +261,9 @@ def _restore(
     with safe_open(path, framework="pt") as file:
         rows = json.loads(file.metadata()["rows"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    parameters, state, weights = list(model.parameters()), {}, {}
+    parameters = list(model.parameters())
+    state: dict[int, dict[str, Tensor]] = {}
+    weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         kind, rest = name.split(".", 1)
         if kind == "optimizer":

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hpatlib.data import cnmc, images
 from hpatlib.data.images import ImageSet, Item, Source
 
 REPOSITORY = Path(__file__).parents[1]
-REAL = REPOSITORY.parent / "shared" / "data"
+REAL = Path(os.environ.get("HPAT_DATA") or "no data").expanduser()  # a whole or partial copy of real images
 PRELIMINARY = "C-NMC_test_prelim_phase_data"
 TREE = {
     "fold_0/all/UID_1_1_1_all": 1,
@@ -535,22 +536,102 @@ def test_sources_are_complete():
         assert (source.phantom is None or callable(source.phantom)) and source.citation and source.licence
 
 
-# The real thing
+# The real things: any copy of them, whole or partial, so counts come from its folders and never from here
+
+PUBLISHED = {  # images of each class when complete
+    "cnmc": (3389, 7272),
+    "busi": (133, 437, 210),
+    "busi2": (570, 210),
+    "brain_mri": (2000, 5023),
+    "chest_xray": (1583, 4273),
+    "chest_ct": (536, 561),
+    "breastmnist": (570, 210),
+    "pneumoniamnist": (1583, 4273),
+}
+FOLDERS = {  # the class of what stands in a folder of this name
+    "cnmc": {"hem": 0, "all": 1},
+    "busi": {"normal": 0, "benign": 1, "malignant": 2},
+    "busi2": {"normal": 0, "benign": 0, "malignant": 1},
+    "brain_mri": {"notumor": 0, "glioma": 1, "meningioma": 1, "pituitary": 1},
+    "chest_xray": {"NORMAL": 0, "PNEUMONIA": 1},
+    "chest_ct": {"Normal cases": 0, "Bengin cases": 0, "Malignant cases": 1},
+}
 
 
-@pytest.mark.skipif(not (REAL / "cnmc").is_dir(), reason=f"real C-NMC images are not in {REAL / 'cnmc'}")
-def test_real_cnmc(tmp_path):
-    cells = load(REAL, size=16)
-    assert np.bincount(cells.labels).tolist() == [840, 840] and cells.images.shape == (1680, 3, 16, 16)
-    healthy, ill = set(cells.groups[cells.labels == 0]), set(cells.groups[cells.labels == 1])
-    assert (len(healthy), len(ill)) == (13, 21) and not healthy & ill and "h3" in healthy
-    large = []
-    for seed in range(5):
-        train, test = data.split(cells, by="patient", seed=seed)
-        assert not set(train.groups) & set(test.groups) and len(train) + len(test) == 1680
-        assert np.bincount(test.labels).tolist() == pytest.approx([280, 280], abs=40)
-        large.append({"H10", "H14", "H22"} & set(test.groups))
-    assert large[:3] == [{"H10"}, {"H14"}, {"H22"}]  # the only healthy subjects with many cells take turns
+@pytest.fixture(scope="module")
+def decoded(tmp_path_factory):
+    """Real images by key at 32 px, from one cache for all tests here."""
+    return lambda key, **more: data.load(
+        key, real=True, size=32, root=REAL, cache=tmp_path_factory.getbasetemp() / "real", **more
+    )
+
+
+@pytest.fixture
+def real_key(key):
+    """This key, where its real images are."""
+    folder = REAL / (data.SOURCES[key].folder or key)
+    if not (folder / f"{key}.npz" if data.SOURCES[key].url else folder).exists():
+        pytest.skip(f"no real images in {folder}: set HPAT_DATA")
+    return key
+
+
+@pytest.mark.parametrize("key", FOLDERS)
+def test_every_real_file_is_listed_once(real_key, decoded):
+    """A plain walk through the folders finds the same files with the same classes."""
+    walked = {}
+    for top, _, names in os.walk(REAL / (data.SOURCES[real_key].folder or real_key), followlinks=True):
+        for name in names:
+            path = Path(top, name)
+            if path.parent.name in FOLDERS[real_key] and images.is_image(path) and "_mask" not in name:
+                walked[path.parts[-3:]] = FOLDERS[real_key][path.parent.name]  # archives can hold a second copy inside
+    source = data.SOURCES[real_key]
+    items = next(iter(source.parts.values()))(REAL / (source.folder or real_key))
+    assert {item.path.parts[-3:]: item.label for item in items} == walked and len(items) == len(walked)
+    assert np.array_equal(decoded(real_key).labels, [item.label for item in items])
+
+
+@pytest.mark.parametrize("key", PUBLISHED)
+def test_real_counts_never_exceed_the_published_ones(real_key, decoded):
+    scans, source = decoded(real_key), data.SOURCES[real_key]
+    counts = np.bincount(scans.labels, minlength=len(source.classes))
+    assert (counts > 0).all() and (counts <= PUBLISHED[real_key]).all()
+    count = data.even_count(real_key, root=REAL)
+    each = min(counts.min(), source.each or counts.min())
+    assert count == each * len(source.classes)
+    assert np.bincount(decoded(real_key, count=count).labels).tolist() == [each] * len(source.classes)
+
+
+@pytest.mark.parametrize("key", [key for key in PUBLISHED if data.SOURCES[key].near is not None])
+def test_real_near_duplicates_are_joined(real_key, decoded):
+    """By another measure than the hash that joined them: the correlation of pixels at 32 × 32."""
+    scans = decoded(real_key)
+    pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
+    pixels -= pixels.mean(1, keepdims=True)
+    pixels /= np.linalg.norm(pixels, axis=1, keepdims=True) + 1e-9
+    one, other = np.nonzero(np.triu(pixels @ pixels.T > 0.998, 1))
+    assert (scans.groups[one] == scans.groups[other]).all()
+    for label in range(len(scans.classes)):  # strangers are not
+        assert len(set(scans.groups[scans.labels == label])) > 0.1 * (scans.labels == label).sum()
+
+
+@pytest.mark.parametrize("key", PUBLISHED)
+def test_a_real_split_has_no_group_on_both_sides(real_key, decoded):
+    scans, folds = decoded(real_key), 3 if real_key == "cnmc" else 5  # few healthy subjects
+    slack = max(Counter(scans.groups).values())
+    for seed in range(3):
+        train, test = data.split(scans, by="patient", test=1 / folds, seed=seed)
+        assert not set(train.groups) & set(test.groups) and len(train) + len(test) == len(scans)
+        share = np.bincount(test.labels, minlength=len(scans.classes)) - np.bincount(scans.labels) / folds
+        assert (np.abs(share) <= slack).all()
+        if data.SOURCES[real_key].near is not None:
+            assert not set(map(bytes, train.images)) & set(map(bytes, test.images))
+
+
+@pytest.mark.parametrize("key", ["cnmc"])
+def test_real_cells_by_subject_and_by_image(real_key, decoded):
+    cells = decoded(real_key)
+    healthy, ill = (set(cells.groups[cells.labels == label]) for label in (0, 1))
+    assert all(name[0] in "Hh" for name in healthy) and all(name.isdecimal() for name in ill)
     train, test = data.split(cells, by="image")
-    assert np.bincount(test.labels).tolist() == [280, 280]
+    assert np.bincount(test.labels) == pytest.approx(np.bincount(cells.labels) / 3, abs=3)
     assert not set(map(bytes, train.images)) & set(map(bytes, test.images))

@@ -1,5 +1,7 @@
 """Models: pixels in, logits out, and weights from where they should come or a clear refusal."""
 
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,63 @@ def test_every_model_turns_pixels_into_logits(name, channels):
     model = build(name, 2, in_channels=channels, weights="scratch").eval()
     with torch.no_grad():
         assert model(torch.rand(2, channels, 32, 32)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_new_heads_start_small_whatever_the_backbone(name):
+    """The first loss is that of a guess, ln K. With timm's own heads, EfficientNets start at four times that."""
+    torch.manual_seed(1)
+    images, three = torch.rand(16, 3, 64, 64), build(name, 3, weights="scratch")
+    for training in (False, True):
+        with torch.no_grad():
+            answers = three.train(training)(images)
+        for logits in (answers[:, :2], answers):  # a head's rows are independent: two of three are a head of two
+            classes = logits.shape[1]
+            loss = nn.functional.cross_entropy(logits, torch.arange(16) % classes)
+            assert loss.item() == pytest.approx(math.log(classes), rel=0.1)
+            assert (logits[:, 0] - logits[:, 1]).std() < 0.5 and logits.abs().mean() < 0.5
+
+
+def head(model: nn.Module) -> nn.Linear:
+    backbone = model.backbone
+    return backbone[-1] if isinstance(backbone, SimpleCNN) else backbone.get_classifier()
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "resnet18", "tf_efficientnet_lite0", "densenet121"])
+def test_the_head_is_drawn_from_one_distribution(name):
+    layer = head(build(name, 10, weights="scratch"))
+    assert layer.weight.std().item() == pytest.approx(0.01, rel=0.15) and not layer.bias.any()
+
+
+def test_a_head_that_fits_is_kept_and_another_starts_small(tmp_path, embedded):
+    assert head(embedded).weight.std() > 0.03 and head(embedded).bias.any()  # ImageNet's own
+    assert head(build("tf_efficientnet_lite0", 2)).weight.std() < 0.02
+    model = build("resnet18", 3, weights="scratch")
+    nn.init.constant_(head(model).weight, 0.25)
+    save_file(model.state_dict(), tmp_path / "three.safetensors")
+    assert (head(build("resnet18", 3, weights=tmp_path / "three.safetensors")).weight == 0.25).all()
+    assert head(build("resnet18", 4, weights=tmp_path / "three.safetensors")).weight.abs().max() < 0.1
+
+
+def test_weights_are_known_by_their_bytes_or_by_the_hubs_name(tmp_path, monkeypatch):
+    assert models.weights_identity("vgg16", "scratch") == models.weights_identity("simple_cnn", "scratch") == "scratch"
+    assert models.weights_identity("resnet18", "imagenet") == "timm/resnet18.a1_in1k"
+    assert models.weights_identity("tf_efficientnet_lite0", "imagenet") == "blake2b:c28fcf2579daa481"  # embedded
+    file, elsewhere = tmp_path / "resnet18.safetensors", tmp_path / "copies" / "mine.safetensors"
+    file.write_bytes(b"weights")
+    elsewhere.parent.mkdir()
+    shutil.copy(file, elsewhere)
+    monkeypatch.setenv("HPAT_WEIGHTS", str(tmp_path))
+    first = models.weights_identity("resnet18", "imagenet")
+    assert first == models.weights_identity("resnet18", str(elsewhere)) and first.startswith("blake2b:")
+    file.write_bytes(b"other weights")
+    assert models.weights_identity("resnet18", "imagenet") != first
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        models.weights_identity("resnet18", "nowhere.safetensors")
+    with pytest.raises(ValueError, match="unknown model 'resnet19'"):
+        models.weights_identity("resnet19", "scratch")
+    with pytest.raises(ValueError, match="no pretrained weights"):
+        models.weights_identity("simple_cnn", "imagenet")
 
 
 def test_normalisation_is_inside_the_model():

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import shutil
 import time
 from collections import Counter
@@ -14,11 +15,11 @@ import torch
 from PIL import Image
 
 from hpatlib import data, models
-from hpatlib.data import brain_mri, chest_ct, duplicates, images
+from hpatlib.data import brain_mri, chest_ct, chest_xray, duplicates, images
 from hpatlib.data.section_phantoms import chest, head, lung
 from hpatlib.data.ultrasound_phantom import ultrasound, ultrasound_two_classes
 
-REAL = Path(__file__).parents[2] / "shared" / "data"
+REAL = Path(os.environ.get("HPAT_DATA") or "no data").expanduser()  # a whole or partial copy of real images
 FILES = {
     "brain_mri": {
         **{
@@ -376,68 +377,43 @@ def test_the_small_network_learns_phantoms_in_seconds(key):
         assert (model(fresh.float() / 255).argmax(1) == truth).float().mean() >= 0.85
 
 
-# The real things
+# The real things; what holds for all sets is in test_data.py
 
 
 def needs(key):
-    return pytest.mark.skipif(not (REAL / key).is_dir(), reason=f"real images are not in {REAL / key}")
-
-
-def both_sides(scans, groups, by, seed):
-    """How many test images have a relative, in `groups`, among the training images of a split that ignores those."""
-    alone = replace(scans, groups=np.arange(len(scans)).astype(str))
-    train, test = (side.groups.astype(int) for side in data.split(alone, by=by, test=1 / 5, seed=seed))
-    return np.isin(groups[test], groups[train]).sum()
+    return pytest.mark.skipif(not (REAL / key).is_dir(), reason=f"no real images of {key}: set HPAT_DATA")
 
 
 @needs("brain_mri")
-def test_real_brain_mri():
+def test_the_published_split_of_the_real_brain_mri_leaks():
     slices = load(REAL, "brain_mri")
-    assert np.bincount(slices.labels).tolist() == [640, 1920] and data.even_count("brain_mri", root=REAL) == 1280
-    sizes = Counter(slices.groups)
-    assert (len(sizes), max(sizes.values())) == (1977, 11)
-    for seed in range(3):
-        train, test = data.split(slices, by="patient", test=1 / 5, seed=seed)
-        assert not set(train.groups) & set(test.groups)
-        assert np.bincount(test.labels).tolist() == pytest.approx([128, 384], abs=3)
-    assert np.isin(slices.groups[1920:], slices.groups[:1920]).sum() > 100  # the published split leaks
+    parts = np.array([item.path.parts[-3] for item in brain_mri.slices(REAL / "brain_mri")])
+    training, testing = (slices.groups[parts == part] for part in ("Training", "Testing"))
+    assert np.isin(testing, training).mean() > 0.2 or len(testing) < 100
 
 
 @needs("chest_xray")
-def test_real_chest_xrays():
-    rays = load(REAL, "chest_xray")
-    assert np.bincount(rays.labels).tolist() == [1331, 1487]
-    sizes = Counter(rays.groups)
-    assert (len(sizes), max(sizes.values())) == (2349, 9)
-    persons = Counter(group.split()[0] for group in sizes if "person" in group)
-    assert persons == {"train": 919, "test": 202}
-    train, test = data.split(rays, by="patient", test=1 / 5)
-    assert not set(train.groups) & set(test.groups)
+def test_real_persons_keep_together():
+    rays, items = load(REAL, "chest_xray"), chest_xray.radiographs(REAL / "chest_xray")
+    persons = {}
+    for item, group in zip(items, rays.groups, strict=True):
+        if item.path.stem.startswith("person"):
+            persons.setdefault((item.path.parts[-3] == "test", item.path.stem.split("_")[0]), set()).add(group)
+    assert all(len(groups) == 1 for groups in persons.values())
+    assert len(set().union(*persons.values())) > 0.95 * len(persons)  # hardly any two are taken for one
 
 
 @needs("chest_ct")
-def test_real_chest_ct():
+def test_a_random_split_of_the_real_chest_ct_leaks():
     slices = load(REAL, "chest_ct")
-    assert np.bincount(slices.labels).tolist() == [536, 561]
-    even = load(REAL, "chest_ct", count=data.even_count("chest_ct", root=REAL))
-    assert np.bincount(even.labels).tolist() == [536, 536]
     sizes = Counter(slices.groups)
-    assert (len(sizes), max(sizes.values())) == (164, 56)
     assert not [group for group in sizes if len(set(slices.labels[slices.groups == group])) > 1]
+    alone = replace(slices, groups=np.arange(len(slices)).astype(str))
     for seed in range(3):
-        train, test = data.split(slices, by="patient", test=1 / 5, seed=seed)
-        assert not set(train.groups) & set(test.groups)
-        assert np.bincount(test.labels).tolist() == pytest.approx([107, 112], abs=2)
-        assert both_sides(slices, slices.groups, "random", seed) >= 200  # of 220
+        train, test = (side.groups.astype(int) for side in data.split(alone, by="random", test=1 / 5, seed=seed))
+        assert np.isin(slices.groups[test], slices.groups[train]).mean() > 0.8 or len(slices) < 500
 
 
-@needs("busi")
-def test_real_two_class_busi():
-    assert np.bincount(load(REAL, "busi2").labels).tolist() == [508, 210]
-    even = load(REAL, "busi2", count=data.even_count("busi2", root=REAL))
-    assert np.bincount(even.labels).tolist() == [210, 210]
-
-
-@pytest.mark.skipif(not (REAL / "medmnist/pneumoniamnist.npz").is_file(), reason=f"no PneumoniaMNIST in {REAL}")
+@pytest.mark.skipif(not (REAL / "medmnist/pneumoniamnist.npz").is_file(), reason="no PneumoniaMNIST: set HPAT_DATA")
 def test_real_pneumoniamnist():
-    assert np.bincount(load(REAL, "pneumoniamnist", size=28).labels).tolist() == [1583, 4273]
+    assert np.bincount(load(REAL, "pneumoniamnist", size=28).labels).tolist() == [1583, 4273]  # one file

@@ -1,6 +1,5 @@
-"""The training loop and what keeps its results: resume, locks, keys."""
+"""The training loop: what it learns, resumes and refuses; files that are whole or absent."""
 
-import multiprocessing
 import os
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from hpatlib import runs, training
 from hpatlib._files import write
 from hpatlib.data import ImageSet
 from hpatlib.training import Recipe, fit
@@ -104,6 +102,12 @@ def test_adversarial_training_adds_the_loss_on_attacked_images():
 def test_bad_recipes_and_empty_sets_are_refused():
     with pytest.raises(ValueError, match="positive"):
         Recipe(epochs=0)
+    with pytest.raises(ValueError, match="whole numbers and positive"):
+        Recipe(patience=0)
+    with pytest.raises(ValueError, match="whole numbers"):
+        Recipe(batch_size=2.5)
+    with pytest.raises(ValueError, match="lr and decay must be positive"):
+        Recipe(lr=float("nan"))
     with pytest.raises(ValueError, match="empty"):
         fit(tiny(), bright_or_dark(4).subset([]), Recipe(epochs=1))
     with pytest.raises(ValueError, match="loss of epoch 1"):
@@ -113,68 +117,29 @@ def test_bad_recipes_and_empty_sets_are_refused():
         fit(model, bright_or_dark(8), Recipe(epochs=1))
 
 
-@pytest.fixture
-def run(monkeypatch, tmp_path) -> runs.Run:
-    monkeypatch.setenv("HPAT_HOME", str(tmp_path))
-    recipe = Recipe(epochs=1, batch_size=32)
-    return runs.Run("cnmc", False, 32, 160, "patient", 1 / 3, "simple_cnn", "scratch", recipe, 0)
+@pytest.mark.parametrize("side", ["training", "validation"])
+def test_labels_without_a_class_are_named_before_the_first_step(side):
+    """On a GPU they would be an assertion of the device, after which nothing works."""
+    good = bright_or_dark(8)
+    wrong = ImageSet("toy", good.images, good.labels + 2, good.groups, ("a", "b", "c", "d"), False, "f00d")
+    model = tiny()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match=r"labels 2, 3, but the model answers with 2 classes, 0…1"):
+        if side == "training":
+            fit(model, wrong, Recipe(epochs=1))
+        else:
+            fit(model, good, Recipe(epochs=1, patience=1), validation=wrong)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_a_run_is_trained_once_and_loaded_ever_after(run, monkeypatch):
-    first = runs.train_or_load(run, device="cpu")
-    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
-    second = runs.train_or_load(run, device="cpu")
-    for name, tensor in first.model.state_dict().items():
-        assert torch.equal(tensor, second.model.state_dict()[name])
-    assert first.provenance == second.provenance and first.provenance["data"]["test"] == len(first.test)
-    assert not second.model.training
-
-
-def test_a_half_written_model_is_trained_again(run, tmp_path):
-    key = runs.train_or_load(run, device="cpu").provenance["key"]
-    (tmp_path / "models" / key / "run.json").unlink()
-    assert runs.train_or_load(run, device="cpu").provenance["key"] == key
-    assert not (tmp_path / "models" / key / "checkpoint.safetensors").exists()
-
-
-def _train(home: str, run: runs.Run, queue) -> None:
-    os.environ["HPAT_HOME"] = home
-    torch.set_num_threads(1)
-    calls, fit_ = [], training.fit
-    training.fit = lambda *args, **kwargs: (calls.append(1), fit_(*args, **kwargs))[1]
-    runs.train_or_load(run, device="cpu")
-    queue.put(len(calls))
-
-
-def test_of_two_processes_one_trains_and_the_other_waits(run, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_train, args=(str(tmp_path), run, queue)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    trained = [queue.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join(timeout=60)
-    assert sorted(trained) == [0, 1]
-
-
-def test_the_key_follows_from_what_decides_a_run_and_from_nothing_else(run, tmp_path):
-    from dataclasses import replace
-
-    key = runs.key(run, "f00d")
-    assert key == runs.key(replace(run), "f00d")
-    changed = [replace(run, seed=1), replace(run, size=64), replace(run, recipe=Recipe(epochs=2))]
-    assert len({key, runs.key(run, "beef"), *(runs.key(other, "f00d") for other in changed)}) == 5
-
-
-def test_comments_and_docstrings_are_not_part_of_the_source_hash():
-    bare = "def f(x):\n    return x + 1\n"
-    told = '"""Module."""\n\n\ndef f(x):\n    """Adds one."""\n    # why\n    return x + 1\n'
-    assert runs._meaning(bare) == runs._meaning(told) != runs._meaning(bare.replace("1", "2"))
-
-
-def test_the_source_hash_covers_packages_and_tells_modules_apart():
-    assert len({runs.source(), runs.source("data"), runs.source("attacks"), runs.source("stbo")}) == 4
+def test_numpy_numbers_are_numbers():
+    recipe = Recipe(np.int64(2), np.int32(8), np.float64(1e-3), patience=np.int8(1))
+    assert recipe == Recipe(2, 8, 1e-3, patience=1) and type(recipe.batch_size) is int
+    data = bright_or_dark(16)
+    rows = [
+        fit(tiny(), data, Recipe(*counts), seed=seed) for counts, seed in (((1, 8), 3), ((1, np.int64(8)), np.int64(3)))
+    ]
+    assert rows[0][0]["loss"] == rows[1][0]["loss"]
 
 
 def test_files_are_whole_or_absent(tmp_path, monkeypatch):

@@ -2,29 +2,47 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from hpatlib import attacks, evaluation, evidence, plots, runs, settings, training, ultrasound
+from hpatlib import attacks, claims, documents, records, runs, training
 from hpatlib.data import ImageSet
-from hpatlib.hybrid import Adversary
-from hpatlib.training import Examples, Recipe, attacked
+from hpatlib.documents import ultrasound
+from hpatlib.documents.ultrasound import quantities, study
+from hpatlib.outcomes import Outcomes, Unmeasured
+from hpatlib.training import Examples, attacked
 
 EPS = 0.25
+SIMPLE, LARGE = "simple_cnn (scratch)", "simple_cnn_bn (scratch)"
 
 
 @pytest.fixture(scope="module")
-def seeds(home) -> list[runs.Run]:
-    recipe = Recipe(epochs=2, batch_size=32)
-    return [runs.Run("cnmc", False, 32, 160, "patient", 1 / 3, "simple_cnn", "scratch", recipe, n) for n in (0, 1)]
+def chosen(home):
+    """The smoke profile with fewer images and epochs: enough for every cell, and no more."""
+    small = ultrasound.choose("smoke", None, 0)
+    recipe = replace(small.settings.recipe, epochs=2)
+    return replace(
+        small,
+        settings=msgspec.structs.replace(small.settings, count=90, recipe=recipe),
+        run=replace(small.run, count=90, recipe=recipe),
+    )
 
 
 @pytest.fixture(scope="module")
-def measured(seeds) -> ultrasound.Study:
-    return ultrasound.study(seeds, (EPS,), trainings=tuple(ultrasound.TRAININGS), leaks=True)
+def measured(chosen) -> dict[str, records.Record]:
+    """A record of each of the report's chapters, by chapter."""
+    made = [study.formula(chosen), study.resnet50(chosen), study.simple_cnn(chosen), study.sweep(chosen)]
+    made += [study.smaller_eps(chosen, eps) for eps in study.SMALLER]
+    return {record.header.chapter: record for record in made}
+
+
+@pytest.fixture(scope="module")
+def seeds(chosen) -> list[runs.Run]:
+    return chosen.runs()
 
 
 def linear(weight: torch.Tensor) -> nn.Module:
@@ -35,15 +53,23 @@ def linear(weight: torch.Tensor) -> nn.Module:
     return nn.Sequential(nn.Flatten(), layer)
 
 
+def grey(images: np.ndarray, labels: np.ndarray) -> ImageSet:
+    return ImageSet("toy", images.astype(np.uint8), labels, np.arange(len(labels)).astype(str), ("a", "b"), False, "f")
+
+
+# What the sets are made from.
+
+
 def test_the_printed_formula_in_closed_form():
     weight = torch.tensor([1.0, -2.0, 0.0, 0.5])
     images, labels = torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 1])
     # The gradient of the cross-entropy is (p − 1[y = 1]) · w, with p the probability of class 1.
     p = torch.sigmoid(0.5 * weight.sum())
     expected = torch.stack([p * weight, (p - 1) * weight]).view(2, 1, 2, 2)
-    found = attacks.gradient_step(linear(weight), images, labels, eps=0.3)
+    formulas = study.formulas(0.3)
+    found = formulas["printed"](linear(weight), images, labels)
     torch.testing.assert_close(found, 0.5 + 0.3 * expected)
-    signed = attacks.fgsm(linear(weight), images, labels, eps=0.3)
+    signed = formulas["sign"](linear(weight), images, labels)
     torch.testing.assert_close(signed, 0.5 + 0.3 * expected.sign())
 
 
@@ -57,7 +83,7 @@ def test_the_printed_formula_neither_clips_nor_knows_its_batch():
 
 
 def test_the_static_set_comes_from_the_clean_model_and_stays_inside_eps(seeds, monkeypatch):
-    run = replace(seeds[0], static_eps=0.125)
+    run = study.against(seeds[0], "static", 0.125)
     clean = runs.train_or_load(run.clean, device="cpu")
     seen, fit = [], training.fit
     monkeypatch.setattr(training, "fit", lambda model, data, *a, **k: (seen.append(data), fit(model, data, *a, **k))[1])
@@ -74,22 +100,12 @@ def test_the_static_set_comes_from_the_clean_model_and_stays_inside_eps(seeds, m
     assert len(seen) == 2  # the second ε: once, and still no new parent
 
 
-def test_a_run_has_one_kind_of_attack_training_at_most(seeds):
-    fgsm = Adversary(eps=0.1, step=0.1)
-    for fields, message in (
-        ({"static_eps": 0.1, "adversary": fgsm}, "not both"),
-        ({"static_eps": 0.0}, "static_eps must lie"),
-        ({"mixbn": True}, "mixbn needs an adversary"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            replace(seeds[0], **fields)
-    assert replace(seeds[0], adversary=fgsm, mixbn=True).clean == seeds[0]
-
-
-def test_repeats_share_a_split_and_nothing_else(seeds):
-    first, other = (runs.train_or_load(replace(seeds[0], repeat=n), device="cpu") for n in (0, 1))
-    assert first.test.fingerprint == other.test.fingerprint
-    pairs = zip(first.model.parameters(), other.model.parameters(), strict=True)
+def test_transfer_attacks_come_from_a_simple_cnn_of_the_same_split(seeds):
+    run = replace(seeds[0], model="simple_cnn_bn", static_eps=0.5)
+    first, source = (runs.train_or_load(each, device="cpu") for each in (seeds[0], study.other(run)))
+    assert study.network(source) == SIMPLE and source.provenance["run"]["static_eps"] is None
+    assert first.test.fingerprint == source.test.fingerprint
+    pairs = zip(first.model.parameters(), source.model.parameters(), strict=True)
     assert not any(torch.equal(a, b) for a, b in pairs)
 
 
@@ -103,205 +119,222 @@ def test_examples_are_shuffled_whole_and_keep_their_labels():
 
 
 def test_attacked_keeps_the_order_of_the_images():
-    random = np.random.default_rng(0)
-    labels = np.arange(9) % 2
-    images = random.integers(0, 256, (9, 1, 4, 4)).astype(np.uint8)
-    data = ImageSet("toy", images, labels, labels.astype(str), ("a", "b"), False, "f")
+    data = grey(np.random.default_rng(0).integers(0, 256, (9, 1, 4, 4)), np.arange(9) % 2)
     made = attacked(linear(torch.ones(16)), data, lambda model, images, labels: 1 - images, batch_size=4)
     torch.testing.assert_close(made.images, 1 - data.tensors()[0])
-    assert made.labels.tolist() == labels.tolist()
+    assert made.labels.tolist() == data.labels.tolist()
 
 
-def test_a_study_has_every_row_once(measured, seeds):
-    rows = measured.rows
-    keys = ["seed", "eps", "training", "metric", "on", "epoch"]
-    assert not rows.duplicated(keys).any() and not rows.isna().any().any()
-    accuracy = rows.query("metric == 'accuracy' and training != 'none'")
-    tests = {*evaluation.TESTS, *evaluation.LEAKS}
-    assert len(accuracy) == len(seeds) * len(ultrasound.TRAININGS) * len(tests) and set(accuracy["on"]) == tests
-    assert rows["value"].ge(0).all() and accuracy["value"].le(1).all()
-    losses = rows.query("metric == 'loss'")
-    assert len(losses) == len(seeds) * len(ultrasound.TRAININGS) * seeds[0].recipe.epochs
-    for (eps, training_, test), hits in measured.hits.items():
-        chosen = accuracy[(accuracy["eps"] == eps) & (accuracy["training"] == training_) & (accuracy["on"] == test)]
-        assert chosen["value"].tolist() == pytest.approx([h.mean() for h in hits])
+# What is measured.
 
 
-def test_no_model_is_measured_twice_under_one_key(measured):
-    keys = [model.provenance["key"] for model in measured.trained]
-    assert len(keys) == len(set(keys)) and measured.trained[0].provenance["run"]["static_eps"] is None
+def test_each_chapter_has_its_cells(measured, chosen):
+    tests = ("perturbed", "white-box FGSM", "white-box PGD", "transfer FGSM")
+    o = measured[study.SIMPLE_CNN].outcomes
+    assert o.values("split") == ["patient", "random"] and o.values("eps") == ["0", "0.5"]
+    before = [("0", "none", "clean"), ("0", "clean", "clean"), *(("0.5", "clean", test) for test in tests)]
+    after = [("0.5", "static", "clean"), *(("0.5", "static", test) for test in tests)]
+    assert set(quantities.of_network(o, SIMPLE).accuracy) == {*before, *after}
+    swept = quantities.of_network(measured[study.SWEEP].outcomes, LARGE)
+    leaks = ("noise alone", "predicted label", "wrong label")
+    for eps in map(str, chosen.settings.ladder):
+        assert {test for e, t, test in swept.accuracy if (e, t) == (eps, "clean")} == {*tests, *leaks}
+        for kind in ("static", "online"):
+            assert {test for e, t, test in swept.accuracy if (e, t) == (eps, kind)} == {"clean", *tests, *leaks}
+    assert measured[study.RESNET50].networks == [LARGE, SIMPLE]
+
+
+def test_the_perturbed_set_is_torchattacks_fgsm_on_the_clean_model(measured, seeds):
+    torchattacks = pytest.importorskip("torchattacks")
+    clean, static = (runs.train_or_load(each) for each in (seeds[1], study.against(seeds[1], "static", 0.5)))
+    images, labels = clean.test.tensors()
+    perturbed = torchattacks.FGSM(clean.model, eps=0.5)(images, labels)
+    rows = measured[study.SIMPLE_CNN].outcomes.where(split="patient", training="static", test="perturbed").rows
+    model = [m.key for m in measured[study.SIMPLE_CNN].header.models].index(static.provenance["key"])
+    rows = rows[rows["model"] == model]
+    assert rows["image"].tolist() == clean.test.ids.tolist() and rows["label"].tolist() == labels.tolist()
+    with torch.no_grad():
+        answers = static.model(perturbed)
+    assert rows["prediction"].tolist() == answers.argmax(dim=1).tolist()
+    own = answers[torch.arange(len(labels)), labels]
+    best = answers.scatter(1, labels[:, None], -np.inf).amax(dim=1)
+    assert rows["margin"].to_numpy(float) == pytest.approx((own - best).numpy(), rel=2e-3, abs=2e-3)
 
 
 def test_before_attack_training_the_perturbed_set_is_the_white_box_one(measured):
-    for perturbed, whitebox in zip(
-        measured.hits[EPS, "clean", "perturbed"], measured.hits[EPS, "clean", "white-box FGSM"], strict=True
-    ):
-        assert np.array_equal(perturbed, whitebox)
+    o = measured[study.SIMPLE_CNN].outcomes.where(eps=0.5, training="clean")
+    perturbed, whitebox = (o.where(test=test).rows["prediction"] for test in ("perturbed", "white-box FGSM"))
+    assert len(perturbed) and perturbed.tolist() == whitebox.tolist()
+
+
+def test_a_rerun_measures_the_same(measured, chosen):
+    again = study.simple_cnn(chosen)
+    assert again.header.sha256 == measured[study.SIMPLE_CNN].header.sha256
+
+
+def test_the_largest_class_is_the_share_that_the_header_calls_trivial(measured):
+    record = measured[study.SIMPLE_CNN]
+    share = record.outcomes.where(split="patient").accuracy[SIMPLE, "0", "none", "clean"]
+    trivial = {m.seed: m.trivial for m in record.header.models if m.run["split_by"] == "patient"}
+    assert share.values == pytest.approx([trivial[seed] for seed in share.trainings], abs=1e-4)
+
+
+def test_the_loss_left_is_that_of_the_header(measured):
+    record = measured[study.RESNET50]
+    left = quantities.loss_left(record.outcomes, network=LARGE, eps=0.5)
+    by_training = [
+        [
+            m.losses[-1] / m.losses[0]
+            for m in record.header.models
+            if m.network == LARGE and ("static_eps" in m.run) == static
+        ]
+        for static in (False, True)
+    ]
+    assert left.value == pytest.approx(max(map(np.mean, by_training)), rel=1e-3)
+    assert left.interval()[1] < np.inf
 
 
 def test_noise_of_a_linear_model_tells_its_label():
     random = np.random.default_rng(1)
-    labels = np.arange(40) % 2
-    images = random.integers(100, 156, (40, 1, 4, 4)).astype(np.uint8)
-    data = ImageSet("toy", images, labels, labels.astype(str), ("a", "b"), False, "f")
+    data = grey(random.integers(100, 156, (40, 1, 4, 4)), np.arange(40) % 2)
     weight = torch.tensor(random.standard_normal(16), dtype=torch.float32)
     weight -= weight.mean()  # plain grey says nothing
     source = linear(weight)
     # The noise climbs the loss, so a model that reads it answers the opposite of its source.
-    found = evaluation.leak_hits(linear(-weight), source, data, eps=0.5)
-    assert found["δ alone"].all()
-    assert found["wrong labels: the wrong label"].all() and not found["wrong labels: the truth"].any()
-    assert not evaluation.leak_hits(source, source, data, eps=0.5)["δ alone"].any()
+    found = study.leaking(runs.Trained(linear(-weight), data, data, {}), source, eps=0.5, seed=0)
+    assert (found["noise alone"]["prediction"] == found["noise alone"]["label"]).all()
+    assert found["wrong label"]["misled"].all()
+    assert (found["wrong label"]["prediction"] == 1 - found["wrong label"]["label"]).all()
+    guess = source(data.tensors()[0]).argmax(dim=1)
+    assert found["predicted label"]["prediction"].tolist() == guess.tolist() != data.labels.tolist()
+    own = study.leaking(runs.Trained(source, data, data, {}), source, eps=0.5, seed=0)
+    assert (own["noise alone"]["prediction"] != own["noise alone"]["label"]).all()
 
 
 def test_sizes_of_both_formulas(measured):
-    trained = measured.trained[0]
-    sizes = evaluation.formula_sizes(trained.model, trained.test, eps=0.2)
-    assert sizes["sign", "largest change"].max() <= 0.2 * 255 + 1e-3
-    assert (sizes["sign", "mean change"] <= sizes["sign", "largest change"]).all()
-    nothing = evaluation.formula_sizes(trained.model, trained.test, eps=0.0)
-    assert not nothing["sign", "largest change"].any() and not nothing["printed", "largest change"].any()
+    rows = measured[study.FORMULA].outcomes.rows
+    signed, printed = (rows[rows["formula"] == name].astype({"eps": float}) for name in ("sign", "printed"))
+    assert (signed["largest change"] <= signed["eps"] * 255 * (1 + 2**-10)).all() and len(signed) == len(printed)
+    assert (signed["mean change"] <= signed["largest change"]).all() and (signed["mean change"] > 0).all()
+    # Without sign or clipping the change is proportional to ε, up to half precision.
+    small, large = (printed[printed["eps"] == eps]["mean change"].to_numpy(float) for eps in (0.05, 0.5))
+    assert large == pytest.approx(10 * small, rel=5e-3, abs=1e-5)
 
 
-def test_intervals_over_seeds_and_images():
-    mean = lambda means: means[..., 0].mean(axis=-1)  # noqa: E731
-    certain = [np.ones((20, 1)), np.ones((30, 1))]
-    assert evaluation.bootstrap_seeds(certain, mean) == (1.0, 1.0, 1.0)
-    apart = [np.zeros((50, 1)), np.ones((50, 1))]
-    value, low, high = evaluation.bootstrap_seeds(apart, mean)
-    assert value == 0.5 and (low, high) == (0.0, 1.0)  # trainings differ, whatever the images say
-    random = np.random.default_rng(0)
-    many = [random.integers(0, 2, (400, 1)).astype(float) for _ in range(8)]
-    value, low, high = evaluation.bootstrap_seeds(many, mean)
-    assert low < value < high and 0.02 < high - low < 0.1  # 4 · 0.5 / √3200 = 0.035, and the seeds' own spread
-    with pytest.raises(ValueError, match=r"\[N, K\]"):
-        evaluation.bootstrap_seeds([np.ones(3)], mean)
+def test_pictures_are_of_phantoms_and_legal(chosen):
+    real = replace(chosen, run=replace(chosen.run, real=True))
+    drawn = study.pictures(real)
+    assert {row.shape for row in drawn.values()} == {(4, 1, 32, 32)}
+    assert all(row.min() >= 0 and row.max() <= 1 for row in drawn.values())
+    assert np.abs(drawn["with sign"][3] - drawn["with sign"][0]).max() <= 0.5 + 1e-6
 
 
-def test_the_least_of_several_comparisons():
-    random = np.random.default_rng(2)
-    values = [random.normal(loc=(1.0, 2.0, 3.0), size=(300, 3)) for _ in range(3)]
-    each = lambda means: means.mean(axis=-2)  # noqa: E731
-    ones = [evaluation.bootstrap_seeds(values, lambda means, k=k: means[..., k].mean(axis=-1)) for k in range(3)]
-    least, low, high = evaluation.bootstrap_seeds(values, each)
-    assert (least, low) == ones[0][:2] and ones[0][2] <= high < ones[1][0]  # upper ends allow for three comparisons
-    alone = [v[:, :1] for v in values]
-    assert evaluation.bootstrap_seeds(alone, each) == evaluation.bootstrap_seeds(alone, lambda m: m[..., 0].mean(-1))
+def test_smaller_eps_is_one_of_the_reports(chosen):
+    with pytest.raises(ValueError, match=r"no figures at ε = 0.3: choose one of 0.2, 0.05"):
+        study.smaller_eps(chosen, 0.3)
 
 
-def test_intervals_draw_whole_groups():
-    random = np.random.default_rng(1)
-    patients = random.normal(size=(20, 1))
-    values, groups = patients.repeat(10, axis=0), np.arange(20).repeat(10).astype(str)
-    loose, whole = evaluation.bootstrap(values), evaluation.bootstrap(values, groups)
-    once = evaluation.bootstrap(patients)
-    assert whole[0] == pytest.approx(once[0]) and (whole[2] - whole[1]) == pytest.approx(once[2] - once[1], rel=0.1)
-    assert (loose[2] - loose[1]) < 0.5 * (whole[2] - whole[1])
-    alone = np.array([f"{n:03d}" for n in range(200)])
-    assert np.allclose(evaluation.bootstrap(values, alone), loose)  # a group an image: nothing changes
-    seeds = [values, values]
-    mean = lambda means: means[..., 0].mean(axis=-1)  # noqa: E731
-    narrow, wide = evaluation.bootstrap_seeds(seeds, mean), evaluation.bootstrap_seeds(seeds, mean, [groups] * 2)
-    assert wide[2] - wide[1] > 2 * (narrow[2] - narrow[1])
-    with pytest.raises(ValueError, match="groups must name one of each image, found 3 for 200 images"):
-        evaluation.bootstrap(values, groups[:3])
+# How claims are weighed.
 
 
-def constructed(cells: dict[tuple[str, str], list[float]], eps: float = 0.5, n: int = 200) -> ultrasound.Study:
-    """A study whose accuracies are given: (training, test) → one share a seed."""
-    hits = {(eps, *cell): [(np.arange(n) < share * n).astype(float) for share in s] for cell, s in cells.items()}
-    return ultrasound.Study(pd.DataFrame(), hits, {}, [])
+@pytest.mark.parametrize("claim", claims.of("ultrasound"), ids=lambda claim: claim.id)
+def test_every_claim_is_measured_in_its_chapter(claim, measured):
+    o = measured[claim.chapter].outcomes
+    asked = claim.arguments.get("network", SIMPLE)
+    if asked != SIMPLE:
+        with pytest.raises(Unmeasured, match="0 networks end in"):  # smoke has no ResNet50 and no ImageNet weights
+            claims.quantity("ultrasound", claim, o)
+        renamed = "tf_efficientnet_lite0 (imagenet)" if asked == "(imagenet)" else asked
+        o = replace(o, rows=o.rows.assign(network=o.rows["network"].cat.rename_categories({LARGE: renamed})))
+    if claim.quantity == "wider":
+        with pytest.raises(Unmeasured, match="at least 3 trainings, measured were 2"):
+            claims.quantity("ultrasound", claim, o)
+        return
+    found = claims.quantity("ultrasound", claim, o)
+    assert np.isfinite(found.interval()).all() and len(found.trainings) == 2
 
 
-def test_effects_of_a_large_network():
-    measured = constructed(
+def test_claims_about_a_spread_need_ten_trainings():
+    gates = documents.toml("ultrasound", "claims")["gates"]
+    for claim in claims.of("ultrasound"):
+        assert ("trainings-spread" in claim.gates) == (claim.quantity == "wider")
+        assert "trainings" in claim.gates or "trainings-spread" in claim.gates
+    assert gates["trainings-spread"] == 10 > gates["trainings"]
+
+
+def constructed(cells: dict[tuple[str, str, str], list[float]], n: int = 200) -> Outcomes:
+    """Outcomes of a simple CNN whose accuracies are given: (eps, training, test) → one share a training."""
+    parts = []
+    for (eps, kind, test), shares in cells.items():
+        for seed, share in enumerate(shares):
+            right = np.arange(n) < round(share * n)
+            about = {"network": SIMPLE, "split": "patient", "eps": eps, "training": kind, "test": test}
+            images = {"image": np.arange(n).astype(str), "group": np.arange(n).astype(str)}
+            answers = {"label": 1, "prediction": right.astype(int), "misled": ~right}
+            parts.append(pd.DataFrame({"model": seed, **about, **images, **answers}))
+    return Outcomes(pd.concat(parts, ignore_index=True), study.CONDITIONS, tuple(range(len(parts))))
+
+
+def test_changes_and_their_spread():
+    before, after, lifted = [0.7, 0.7, 0.7], [0.4, 0.6, 0.8], [0.9, 0.9, 0.9]
+    o = constructed(
         {
-            ("clean", "clean"): [0.7, 0.7, 0.7],
-            ("static", "clean"): [0.4, 0.6, 0.8],
-            ("clean", "perturbed"): [0.2, 0.2, 0.2],
-            ("static", "perturbed"): [0.9, 0.9, 0.9],
+            ("0", "clean", "clean"): before,
+            ("0.5", "static", "clean"): after,
+            ("0.5", "clean", "perturbed"): [0.2, 0.2, 0.2],
+            ("0.5", "static", "perturbed"): lifted,
         }
     )
-    measured = replace(measured, ratios={0.5: np.array([[0.1, 0.2]] * 3)}, trained=[fake(600)])
-    found = {e.claim: e for e in ultrasound.no_gain_effects(measured, "fig4-scratch", eps=0.5)}
-    assert found["fig4-scratch-clean"].effect == pytest.approx(0.05 + 0.1)
-    assert found["fig4-scratch-perturbed"].effect == pytest.approx(0.05 - 0.7)
-    assert evidence.verdict([found["fig4-scratch-perturbed"]]) == "contradicted"
-    assert found["fig4-scratch-spread"].effect == pytest.approx(0.1)  # 0.2 and 0, halved
-    assert found["fig4-scratch-loss"].effect == pytest.approx(0.3) and found["fig4-scratch-loss"].n == 600
+    on = {"network": SIMPLE, "eps": 0.5}
+    clean = quantities.change(o, test="clean", **on)
+    assert clean.value == pytest.approx(-0.1) and clean.values == pytest.approx(np.subtract(after, before))
+    assert quantities.change(o, test="perturbed", **on).value == pytest.approx(0.7)
+    assert quantities.reliance(o, eps=0.5).value == pytest.approx(0.3)
+    # Jackknife pseudo-values of the standard deviation, halved: the other set does not vary.
+    spread = np.std(after, ddof=1)
+    pseudo = [3 * spread - 2 * np.std(np.delete(after, k), ddof=1) for k in range(3)]
+    assert quantities.wider(o, **on).values == pytest.approx(np.array(pseudo) / 2)
 
 
-def fake(images: int) -> runs.Trained:
-    return runs.Trained(nn.Identity(), None, None, {"data": {"train": images}})
-
-
-def test_effects_of_the_simple_cnn():
-    measured = constructed(
+def test_smaller_eps_against_the_larger_one():
+    o = constructed(
         {
-            ("clean", "clean"): [0.7, 0.72],
-            ("static", "clean"): [0.4, 0.42],
-            ("clean", "perturbed"): [0.1, 0.1],
-            ("static", "perturbed"): [0.9, 0.9],
-            ("clean", "white-box FGSM"): [0.1, 0.1],
-            ("static", "white-box FGSM"): [0.1, 0.1],
+            ("0.2", "static", "clean"): [0.4, 0.42],
+            ("0.5", "static", "clean"): [0.4, 0.40],
+            ("0.2", "static", "perturbed"): [0.6, 0.6],
+            ("0.5", "static", "perturbed"): [0.9, 0.9],
         }
     )
-    measured = replace(measured, ratios={0.5: np.array([[0.9, 0.2]] * 2)}, trained=[fake(600)])
-    found = {e.claim: e for e in ultrasound.lift_effects(measured, eps=0.5)}
-    assert [found[f"fig6-{name}"].effect for name in ("lift", "drop", "loss", "whitebox")] == pytest.approx(
-        [0.8, 0.3, -0.4, 0.05]
+    asked = {"eps": 0.2, "larger": 0.5}
+    assert quantities.against_larger_eps(o, test="perturbed", **asked).value == pytest.approx(-0.3)
+    assert quantities.against_larger_eps(o, test="clean", **asked).value == pytest.approx(0.01)
+    assert quantities.reliance_against_larger_eps(o, **asked).value == pytest.approx((0.19 + 0.0) - 0.5, abs=1e-9)
+
+
+def test_what_the_noise_gives_away_and_catastrophic_over_fitting():
+    o = constructed(
+        {
+            ("0", "none", "clean"): [0.5, 0.5],
+            ("0.5", "static", "noise alone"): [0.9, 0.8],
+            ("0.5", "static", "wrong label"): [0.1, 0.2],  # right; what is not is misled
+            ("0.5", "online", "white-box FGSM"): [0.9, 0.9],
+            ("0.5", "online", "white-box PGD"): [0.0, 0.1],
+            ("0.5", "static", "white-box PGD"): [0.1, 0.1],
+            ("0.05", "online", "white-box PGD"): [0.5, 0.6],
+            ("0.05", "static", "white-box PGD"): [0.2, 0.3],
+        }
     )
-    small = constructed({("static", "perturbed"): [0.6, 0.6], ("static", "clean"): [0.4, 0.42]}, eps=0.2)
-    small.hits[0.2, "clean", "clean"] = measured.hits[0.5, "clean", "clean"]
-    both = replace(measured, hits=measured.hits | small.hits)
-    found = [e.effect for e in ultrasound.smaller_effects(both, "fig8", small=0.2, large=0.5)]
-    assert found == pytest.approx([0.3, 0.05, 0.3])
+    on = {"network": SIMPLE, "eps": 0.5}
+    assert quantities.noise_alone(o, **on).value == pytest.approx(0.35)
+    assert quantities.follows_noise(o, **on).value == pytest.approx(0.7)
+    assert quantities.catastrophic(o, **on).value == pytest.approx(0.85)
+    gain = quantities.robust_gain(o, network=SIMPLE, training="online", over="static", ladder=[0.05, 0.5])
+    assert gain.value == pytest.approx((0.3 - 0.05) / 2)
 
 
-def test_effects_of_the_ladder(measured):
-    found = {e.claim: e for e in ultrasound.ladder_effects(measured, "sweep-small", (EPS,))}
-    assert set(found) == {f"sweep-small-{name}" for name in ("static", "online", "alone", "wrong")}
-    pgd = {t: np.mean([h.mean() for h in measured.hits[EPS, t, "white-box PGD"]]) for t in ultrasound.TRAININGS}
-    assert found["sweep-small-static"].effect == pytest.approx(pgd["static"] - pgd["clean"])
-    assert found["sweep-small-online"].effect == pytest.approx(pgd["online"] - pgd["static"])
-
-
-def test_a_record_of_several_seeds_names_every_model_and_is_drawn(measured, seeds):
-    chosen = replace(settings.choose("smoke", None, 0), run=seeds[0])
-    record = evidence.record("ultrasound/test", chosen, measured.trained, measured.rows, [], shown=40)
-    assert record.seeds == [0, 1] and "seeds 0, 1" in record.label and "a seed" in record.label
-    assert len(record.provenance["models"]) == len(measured.trained)
-    assert "and 7 more" in evidence.stamp(record).to_string(max_colwidth=None)
-    for figure in (
-        plots.ultrasound.attack_training(record, eps=EPS),
-        plots.ultrasound.losses(record, eps=EPS),
-        plots.ultrasound.ladder(record),
-    ):
-        assert "seeds 0, 1" in figure.caption and "SimpleCNN (scratch)" in figure.alt
-    accuracy = measured.rows.query("metric == 'accuracy' and training == 'static' and on == 'perturbed'")["value"]
-    assert (
-        f"perturbed {accuracy.mean():.2f} ± {accuracy.std():.2f}"
-        in plots.ultrasound.attack_training(record, eps=EPS).alt
-    )
-    table = plots.ultrasound.accuracies([record], eps=EPS).frame
-    assert table["seeds"].tolist() == [2, 2, 2]
-
-
-def test_the_literal_chapters_rows_and_picture(seeds):
-    measured, effects = ultrasound.literal(seeds, (0.1, 0.5))
-    assert [e.claim for e in effects] == ["fig2-invisible", "fig2-harmless"]
-    assert len(measured.rows) == len(seeds) * 3 * 2 * 3
-    chosen = replace(settings.choose("smoke", None, 0), run=seeds[0])
-    record = evidence.record("ultrasound/test", chosen, measured.trained, measured.rows, effects, shown=40)
-    assert "at ε = 0.5" in plots.ultrasound.formulas(record).alt
-    picture = np.full((2, 1, 4, 4), 0.5)
-    picture[1] += 0.1
-    assert "noisy 25.5" in plots.panels({"row": picture}, ["image", "noisy"], record).alt
-
-
-@pytest.mark.parametrize("profile", settings.ULTRASOUND)
+@pytest.mark.parametrize("profile", documents.toml("ultrasound", "profiles"))
 def test_settings_are_the_reports(profile):
-    chosen, printed = settings.ultrasound(profile, None, 3), evidence.published("ultrasound")
+    chosen, printed = ultrasound.choose(profile, None, 3), documents.published("ultrasound")
     assert (chosen.run.recipe.batch_size, chosen.run.test) == (
         printed["batch_size"]["value"],
         printed["test_share"]["value"],
@@ -309,9 +342,11 @@ def test_settings_are_the_reports(profile):
     # The smallest profile, which no evidence comes from, stops sooner.
     assert chosen.run.recipe.epochs == (6 if profile == "smoke" else printed["epochs"]["value"])
     assert chosen.run.recipe.decay == 1 and chosen.run.dataset == "busi"
-    assert [run.seed for run in chosen.small] == list(range(3, 3 + chosen.chosen.seeds))
-    assert all(run.model == "simple_cnn" for run in chosen.small) and len(chosen.large) == len(chosen.chosen.large)
+    assert [run.seed for run in chosen.runs()] == list(range(3, 3 + chosen.settings.trainings))
+    assert all(run.model == "simple_cnn" and run.split_by == "patient" for run in chosen.runs())
     reported = {printed[f"eps_{name}"]["value"] for name in ("small", "middle", "large")}
-    assert set(chosen.chosen.ladder) >= (reported if profile != "smoke" else {0.05, 0.5})
+    assert set(study.REPORTED) == reported <= set(chosen.settings.ladder)
+    needed = documents.toml("ultrasound", "claims")["gates"]["trainings"]
+    assert profile == "smoke" or min(chosen.settings.trainings, chosen.settings.network_trainings) >= needed
     with pytest.raises(ValueError, match="choose one of smoke, laptop, study, paper"):
-        settings.ultrasound("huge", None, 0)
+        ultrasound.choose("huge", None, 0)

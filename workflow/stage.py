@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from hpatlib import evidence
+from hpatlib import claims
 
 run, source = Path(sys.argv[1]), Path("_build/source")
 shutil.rmtree(source, ignore_errors=True)  # a page or chapter that is gone must not survive here
@@ -18,4 +18,4 @@ for chapter in sorted(Path("notebooks").glob("*/*.md")):
     name = chapter.with_suffix(".ipynb")
     (source / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / name.relative_to("notebooks"), source / name)
-(source / "book/claims.md").write_text(evidence.ledger(), "utf-8")
+(source / "book/claims.md").write_text(claims.page(), "utf-8")

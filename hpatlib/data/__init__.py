@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpatlib.data import brain_mri, busi, chest_ct, chest_xray, cnmc, medmnist
+from hpatlib.data import brain_mri, busi, chest_ct, chest_xray, cnmc, medmnist, natural, photographs
 from hpatlib.data.images import ImageSet, Item, Source, cached, fingerprint, home
 
 __all__ = ["SOURCES", "ImageSet", "Item", "Source", "even_count", "fetch", "load", "split", "status"]
@@ -23,6 +23,8 @@ SOURCES: dict[str, Source] = {
         chest_ct.SOURCE,
         medmnist.BREAST,
         medmnist.PNEUMONIA,
+        natural.SOURCE,
+        photographs.SOURCE,
     )
 }
 
@@ -52,6 +54,8 @@ def load(
     for name, value in (("size", size), ("count", count)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1.")
+    if real:
+        _has_parts(source)
     if part is not None and part not in (source.parts if real else ()):
         valid = f"choose one of {', '.join(source.parts)}" if real else "phantoms have none, leave it out"
         raise ValueError(f"Unknown part {part!r} of {'' if real else 'the phantom of '}{key}: {valid}.")
@@ -71,6 +75,7 @@ def even_count(key: str, *, part: str | None = None, root: Path | str | None = N
     ValueError as `load` does.
     """
     source = _source(key)
+    _has_parts(source)
     _, items = _found(source, part or next(iter(source.parts)), root)
     have = np.bincount([item.label for item in items], minlength=len(source.classes)).min()
     return len(source.classes) * int(min(have, source.each or have))
@@ -95,7 +100,8 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
         raise ValueError(f"test is {test}, expected a share in (0, 0.5].")
     labels, groups, folds = images.labels, images.groups, round(1 / test)
     if by == "image":
-        groups = np.array([hashlib.blake2b(image.tobytes()).hexdigest() for image in images.images])
+        pixels = (images.pixels(n) for n in range(len(images)))  # one by one: together they may not fit into memory
+        groups = np.array([hashlib.blake2b(image.tobytes()).hexdigest() for image in pixels])
     counts = np.bincount(labels, minlength=len(images.classes))
 
     def smallest(side: np.ndarray) -> float:  # over the classes: how much of the class is on this side
@@ -107,8 +113,8 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
             sides = [train_test_split(np.arange(len(labels)), test_size=test, random_state=seed)]
     elif min(counts.min(), len(set(groups))) >= folds:
         sides = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(groups, labels, groups))
-    usable = [(train, test) for train, test in sides if smallest(train) > 0 and smallest(test) > 0]
-    fair = [(train, test) for train, test in usable if smallest(test) >= 0.5 / folds]
+    usable = [(left, right) for left, right in sides if smallest(left) > 0 and smallest(right) > 0]
+    fair = [(left, right) for left, right in usable if smallest(right) >= 0.5 / folds]
     if not usable:
         named = enumerate(zip(counts, images.classes, strict=True))
         found = (f"{n} {name} in {len(set(groups[labels == i]))} groups" for i, (n, name) in named)
@@ -117,8 +123,8 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
             f"{images.name} has {' and '.join(found)}: {tried} every class on both sides. "
             "Use more images or a larger test share."
         )
-    train, test = (fair or usable)[seed % len(fair or usable)]
-    return images.subset(train), images.subset(test)
+    left, right = (fair or usable)[seed % len(fair or usable)]
+    return images.subset(left), images.subset(right)
 
 
 def fetch(key: str, root: Path | str) -> Path:
@@ -128,9 +134,12 @@ def fetch(key: str, root: Path | str) -> Path:
     is there already is left as it is. Raises RuntimeError when kagglehub is missing or the download fails.
     """
     source = _source(key)
-    target = _folder(source, root)
+    target = Path(root).expanduser() / (source.folder or source.key)
     if source.url:
         return _fetch_file(source, target)
+    _has_parts(source)
+    if not source.kaggle:
+        raise ValueError(f"{key} has no address to fetch it from: put its files into {target}, as its module says.")
     by_hand = f"or unpack https://www.kaggle.com/datasets/{source.kaggle} into {target}"
     if target.is_dir() and any(target.iterdir()):
         return target
@@ -209,15 +218,20 @@ def _found(source: Source, part: str, root: Path | str | None) -> tuple[Path, li
     """The folder of a data set and the files of this part in it; FileNotFoundError when there are none."""
     folder = _folder(source, root)
     items = source.parts[part](folder) if folder and folder.is_dir() else []
-    if not items:
+    if not folder or not items:
         looked = f"no files of part {part!r} in {folder}" if folder else "HPAT_DATA is not set"
         raise FileNotFoundError(f"Real {source.title} images are missing: {looked}. {_how(source)}")
     return folder, items
 
 
+def _has_parts(source: Source) -> None:
+    if not source.parts:
+        raise ValueError(f"{source.key} has no files to read, it is drawn: pass real=False.")
+
+
 def _how(source: Source) -> str:
-    holds = source.folder or source.key
-    return f"Run `hpat data fetch {source.key}`, or set HPAT_DATA to the folder that holds {holds}/."
+    fetch = f"Run `hpat data fetch {source.key}`, or set" if source.kaggle or source.url else "Set"
+    return f"{fetch} HPAT_DATA to the folder that holds {source.folder or source.key}/."
 
 
 def _phantom(source: Source, count: int, size: int, seed: int) -> ImageSet:
@@ -225,8 +239,8 @@ def _phantom(source: Source, count: int, size: int, seed: int) -> ImageSet:
         raise ValueError(f"{source.key} has no phantom: use its real images, or another data set.")
     images, labels, groups = source.phantom(count, size=size, seed=seed)
     return ImageSet(
-        name=f"phantom-{source.phantom.__name__}",
-        images=images,
+        name=f"phantom-{source.phantom.__name__}" if source.parts else source.key,  # else it stands in for nothing
+        store=images,
         labels=labels,
         groups=groups,
         classes=source.classes,

@@ -49,6 +49,8 @@ SOURCE = Source(
     },
     crop=None,
     mode="L",
+    label="brain MRI",
+    colour="#56B4E9",
     kaggle="masoudnickparvar/brain-tumor-mri-dataset",
     citation="M. Nickparvar: Brain Tumor MRI Dataset, Kaggle, 2021, doi:10.34740/kaggle/dsv/2645886",
     licence="CC0 on Kaggle; merged from the figshare set of J. Cheng, SARTAJ and Br35H, with terms of their own",

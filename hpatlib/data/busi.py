@@ -43,7 +43,7 @@ def masks(folder: Path) -> dict[Path, list[Path]]:
     """
     files = list(_files(folder))
     found: dict[Path, list[Path]] = {path: [] for path, mask in files if not mask}
-    orphans = []
+    orphans: list[Path] = []
     for path, mask in files:
         if mask:
             image = path.with_name(path.name.replace(mask, ""))
@@ -82,6 +82,8 @@ SOURCE = Source(
     parts={"all": scans},
     crop=None,
     mode="L",
+    label="breast ultrasound",
+    colour="#7F8FD0",
     kaggle="aryashah2k/breast-ultrasound-images-dataset",
     citation="W. Al-Dhabyani, M. Gomaa, H. Khaled, A. Fahmy: Dataset of breast ultrasound images, Data in Brief 28, "
     "2020, 104863, doi:10.1016/j.dib.2019.104863",

@@ -41,6 +41,8 @@ SOURCE = Source(
     parts={"all": slices},
     crop=None,
     mode="L",
+    label="chest CT",
+    colour="#0072B2",
     kaggle="hamdallak/the-iqothnccd-lung-cancer-dataset",
     citation="H. Alyasriy, M. AL-Huseiny: The IQ-OTHNCCD lung cancer dataset, Mendeley Data, 2020, "
     "doi:10.17632/bhmdr45bh2",

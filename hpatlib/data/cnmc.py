@@ -33,7 +33,8 @@ def training(folder: Path) -> list[Item]:
     if len(tops) > 1:
         found = ", ".join(map(str, tops))
         raise ValueError(f"C-NMC stands more than once under {folder} ({found}): keep one copy, or cells count twice.")
-    items, faults, seen = [], [], {}
+    items, faults = [], []
+    seen: dict[str, Path] = {}
     for path in sorted(path for top in tops for path in top.glob("fold_*/*/*")):
         label = path.parent.name
         if label not in CLASSES or not is_image(path):
@@ -102,6 +103,8 @@ SOURCE = Source(
     parts={"train": training, "preliminary": preliminary_test},
     crop=300,
     mode="RGB",
+    label="C-NMC cells",
+    colour="#882255",
     kaggle="andrewmvd/leukemia-classification",
     citation="A. Gupta, R. Gupta: ALL Challenge dataset of ISBI 2019 (C-NMC 2019), The Cancer Imaging Archive, 2019, "
     "doi:10.7937/tcia.2019.dc64i46r",

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,38 +33,71 @@ SUFFIXES = {".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff"}  # of files that s
 class ImageSet:
     """Images with what is known about them; row n of each array is image n.
 
-    `images` is uint8 [N, C, H, W] in 0…255 (memory-mapped when it comes from files), `labels` int64 [N] counts into
-    `classes`, `groups` str [N] names what must stay on one side of a split (the patient), `real` is False for phantoms.
-    `fingerprint` is a hexadecimal hash of pixels, labels and groups, the same on every machine.
-    Raises ValueError when the arrays do not fit together.
+    `store` holds pixels, uint8 [M, C, H, W] in 0…255 (memory-mapped when it comes from files), and `rows` int64 [N]
+    says which of them are this set's (None: all M), so that the sides of a split share one store and copy no pixel.
+    `labels` int64 [N] counts into `classes`, `groups` str [N] names what must stay on one side of a split (the
+    patient), `real` is False for phantoms. `fingerprint` is a hexadecimal hash of pixels, labels and groups, the same
+    on every machine. `ids` str [N] tells the images of a set apart, whatever subset they stand in: a file's path
+    relative to the folder of its set, or the number of a drawn image (the default); it does not change the fingerprint.
+    Raises ValueError when the arrays do not fit together, and when an id occurs twice.
     """
 
     name: str
-    images: np.ndarray = field(repr=False)
+    store: np.ndarray = field(repr=False)
     labels: np.ndarray = field(repr=False)
     groups: np.ndarray = field(repr=False)
     classes: tuple[str, ...]
     real: bool
     fingerprint: str
+    ids: np.ndarray = field(default=None, repr=False, kw_only=True)  # type: ignore[arg-type]  # set below
+    rows: np.ndarray | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            found = f"{self.images.dtype} {list(self.images.shape)}"
+        if self.store.ndim != 4 or self.store.dtype != np.uint8:
+            found = f"{self.store.dtype} {list(self.store.shape)}"
             raise ValueError(f"{self.name}: images are {found}, expected uint8 [N, C, H, W].")
-        if not len(self.images) == len(self.labels) == len(self.groups):
-            found = f"{len(self.images)} images, {len(self.labels)} labels and {len(self.groups)} groups"
+        count = len(self.store) if self.rows is None else len(self.rows)
+        ids = np.arange(count) if self.ids is None else np.asarray(self.ids)
+        object.__setattr__(self, "ids", ids.astype(str))
+        if not count == len(self.labels) == len(self.groups) == len(ids):
+            found = f"{count} images, {len(self.labels)} labels and {len(self.groups)} groups"
+            found = found if len(ids) == count else f"{found.replace(' and', ',')} and {len(ids)} ids"
             raise ValueError(f"{self.name}: {found}, expected as many of each.")
+        once, times = np.unique(self.ids, return_counts=True)
+        if len(once) < count:
+            twice = f"{times.max()} images have the id {once[times.argmax()]!r}"
+            raise ValueError(f"{self.name}: {twice}, expected another for each: take no image twice.")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
+
+    @property
+    def images(self) -> np.ndarray:
+        """All pixels of the set, uint8 [N, C, H, W]: the store itself, read only when mapped, or a copy of its rows."""
+        return self.pixels(slice(None))
+
+    @property
+    def size(self) -> int:
+        """Image side W in pixels."""
+        return self.store.shape[3]
+
+    @property
+    def channels(self) -> int:
+        """C: 1 grey, 3 RGB."""
+        return self.store.shape[1]
+
+    def pixels(self, index: int | np.ndarray | Sequence[int] | slice) -> np.ndarray:
+        """The pixels at `index` alone, uint8 [n, C, H, W], or [C, H, W] for a single position."""
+        return _unread(self.store)[index if self.rows is None else self.rows[index]]
 
     def subset(self, index: np.ndarray | Sequence[int] | slice) -> ImageSet:
-        """The images at `index` (positions, a boolean mask or a slice), in that order; copied, but for a slice."""
-        rows = np.arange(len(self))[index]
+        """The images at `index` (positions, a boolean mask or a slice), in that order; no pixel is read or copied."""
+        at = np.arange(len(self))[index]
         # Follows from the parent's fingerprint, so that no pixel is hashed twice.
-        digest = hashlib.blake2b(self.fingerprint.encode() + rows.astype("<i8").tobytes(), digest_size=8)
-        arrays = {name: getattr(self, name)[index] for name in ("images", "labels", "groups")}
-        return replace(self, **arrays, fingerprint=digest.hexdigest())
+        digest = hashlib.blake2b(self.fingerprint.encode() + at.astype("<i8").tobytes(), digest_size=8)
+        arrays = {name: getattr(self, name)[at] for name in ("labels", "groups", "ids")}
+        rows = at if self.rows is None else self.rows[at]
+        return replace(self, **arrays, rows=rows, fingerprint=digest.hexdigest())
 
     def tensors(
         self, device: str | torch.device = "cpu", *, index: np.ndarray | Sequence[int] | None = None
@@ -73,7 +107,7 @@ class ImageSet:
 
         index = np.arange(len(self)) if index is None else np.asarray(index)
         # Fancy indexing copies just these rows out of the map; bytes travel to the device, a quarter of the floats.
-        images, labels = torch.from_numpy(self.images[index]), torch.from_numpy(self.labels[index])
+        images, labels = torch.from_numpy(self.pixels(index)), torch.from_numpy(self.labels[index])
         return images.to(device).float().div_(255), labels.to(device)
 
     def batches(
@@ -88,6 +122,46 @@ class ImageSet:
             order = torch.randperm(len(self), generator=generator, device=generator.device).cpu()
         for index in order.split(batch_size):
             yield self.tensors(device, index=index.numpy())
+
+    @staticmethod
+    def from_folder(
+        path: Path | str,
+        *,
+        size: int,
+        mode: str = "L",
+        classes: Sequence[str] | None = None,
+        crop: int | None = None,
+        pad: bool = False,
+        cache: Path | str | None = None,
+    ) -> ImageSet:
+        """Images of your own at `size` × `size` pixels: one folder a class, `<path>/<class>/<any name>.png` or so.
+
+        `classes`: the folders to take, in the order of their labels (all of them, sorted, by default). `mode`, `crop`
+        and `pad`: see `Source`. Each image is a group of its own: where several show one patient, put the patients'
+        names in with `dataclasses.replace(images, groups=…)` before you split. Decoded images are kept in `cache`
+        (`home()`/data), as those of `load` are.
+
+        Raises FileNotFoundError when there is no such folder, and ValueError for arguments without meaning, for fewer
+        than two classes, classes without an image, and for files that cannot be used, all of them at once.
+        """
+        folder = Path(path).expanduser().resolve()
+        if mode not in READABLE:
+            raise ValueError(f"Unknown mode {mode!r}: choose one of {', '.join(READABLE)}.")
+        for name, value in (("size", size), ("crop", crop)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1.")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"There is no folder {folder}: expected one that holds a folder for each class.")
+        items, named = _by_class(folder, classes)
+        source = Source(folder.name, folder.name, named, {"all": lambda _: items}, crop=crop, mode=mode, pad=pad)
+        return cached(source, "all", folder, items, size=size, cache=Path(cache) if cache else home() / "data")
+
+
+def _unread(store: np.ndarray) -> np.ndarray:
+    """`store`, or for a mapped file a map for one read: pages count as memory in use for as long as they are mapped."""
+    if isinstance(store, np.memmap) and isinstance(store.base, mmap) and store.mode == "r" and store.flags.c_contiguous:
+        return np.memmap(store.filename, store.dtype, "r", store.offset, store.shape)
+    return store
 
 
 @dataclass(frozen=True)
@@ -104,8 +178,9 @@ class Source:
     """What has to be known about one data set; each data-set module has one, called `SOURCE`.
 
     `parts` maps the name of a part (the default first) to a function that lists its files under `<root>/<key>/`: none
-    when it is absent, ValueError when names or labels are wrong. `crop` is the side in pixels of the central square
-    that is kept of the original (None: all of it), `mode` "RGB" (C = 3) or "L" (C = 1), `kaggle` the handle at Kaggle,
+    when it is absent, ValueError when names or labels are wrong; a set without parts is drawn, never read. `crop` is
+    the side in pixels of the central square that is kept of the original (None: all of it), `mode` "RGB" (C = 3) or "L"
+    (C = 1). `label` (the title by default) and `colour` stand for the set in figures. `kaggle` is the handle at Kaggle,
     `phantom` draws this modality, called as `phantom(count, size=…, seed=…)` for images, labels and groups (None: no
     phantom).
 
@@ -119,13 +194,15 @@ class Source:
     key: str
     title: str
     classes: tuple[str, ...]
-    parts: Mapping[str, Callable[[Path], list[Item]]]
-    crop: int | None
-    mode: str
-    kaggle: str
-    citation: str
-    licence: str
-    phantom: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]] | None
+    parts: Mapping[str, Callable[[Path], list[Item]]] = field(default_factory=dict)
+    crop: int | None = None
+    mode: str = "L"
+    label: str = ""
+    colour: str = "#555555"
+    kaggle: str = ""
+    citation: str = ""
+    licence: str = ""
+    phantom: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
     near: int | None = None
     follow: int | None = None
     pad: bool = False
@@ -133,6 +210,9 @@ class Source:
     folder: str = ""
     url: str = ""
     decode: Callable[..., np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.title)
 
 
 def home() -> Path:
@@ -146,8 +226,8 @@ def home() -> Path:
 def fingerprint(images: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> str:
     """Sixteen hexadecimal digits that follow from shape, pixels, labels and groups alone."""
     digest = hashlib.blake2b(repr(images.shape).encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(images))
-    digest.update(np.ascontiguousarray(labels, dtype="<i8"))
+    digest.update(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     digest.update("\0".join(groups).encode())
     return digest.hexdigest()
 
@@ -168,7 +248,8 @@ def find(
         raise ValueError(
             f"{title} stands more than once under {folder} ({found}): keep one copy, or images count twice."
         )
-    files, faults, seen = [], [], {}
+    files, faults = [], []
+    seen: dict[Path, Path] = {}
     for top in tops:
         for name, (pattern, example) in wanted.items():
             for path in sorted(filter(is_image, (top / name).glob("*")), key=_by_number):
@@ -182,6 +263,24 @@ def find(
     if faults:
         raise ValueError(listing(f"{len(faults)} {title} files contradict their names", faults))
     return files
+
+
+def _by_class(folder: Path, classes: Sequence[str] | None) -> tuple[list[Item], tuple[str, ...]]:
+    """The images in the class folders below `folder`, and the names of the classes."""
+    there = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    named = tuple(there if classes is None else classes)
+    faults = [f"{folder / name}: named more than once" for name in dict.fromkeys(named) if named.count(name) > 1]
+    items = []
+    for label, name in enumerate(named):
+        files = sorted(filter(is_image, (folder / name).glob("*")), key=_by_number)
+        if not files:
+            faults.append(f"{folder / name}: {'no image in it' if name in there else 'no such folder'}")
+        items += [Item(path, label, f"{name}/{path.name}") for path in files]
+    if len(named) < 2:
+        faults.append(f"{folder}: expected at least two classes, found {' and '.join(named) or 'none'}")
+    if faults:
+        raise ValueError(listing(f"{len(faults)} faults in the class folders of {folder.name}", faults))
+    return items, named
 
 
 def complete(items: list[Item], folders: Sequence[str], *, title: str) -> list[Item]:
@@ -216,13 +315,13 @@ def decode(
 
     def read(n: int) -> str | None:
         try:
-            with Image.open(items[n].path) as image:
-                image.load()
-                if image.mode not in READABLE[mode]:
-                    return f"mode {image.mode}, expected {' or '.join(READABLE[mode])}"
-                if crop and min(image.size) < crop:
-                    return f"{image.width}×{image.height} pixels, expected at least {crop}×{crop}"
-                image = image.convert(mode)
+            with Image.open(items[n].path) as opened:
+                opened.load()
+                if opened.mode not in READABLE[mode]:
+                    return f"mode {opened.mode}, expected {' or '.join(READABLE[mode])}"
+                if crop and min(opened.size) < crop:
+                    return f"{opened.width}×{opened.height} pixels, expected at least {crop}×{crop}"
+                image = opened.convert(mode)
                 if crop:
                     left, top = (image.width - crop) // 2, (image.height - crop) // 2
                     image = image.crop((left, top, left + crop, top + crop))
@@ -265,7 +364,7 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
     decided_by = [source.key, part, source.crop, size, source.mode, source.near, DECODER, files]
     decided_by += [f"{name}={value}" for name in ("follow", "pad") if (value := getattr(source, name))]
     key = hashlib.blake2b(json.dumps(decided_by).encode(), digest_size=8).hexdigest()
-    entry = Path(cache) / f"{source.key}-{part}-{size}px-{key}"
+    entry = Path(cache).expanduser() / f"{source.key}-{part}-{size}px-{key}"
     if not entry.is_dir():
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
@@ -275,14 +374,16 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
                 about["fingerprint"] = fingerprint(images, np.array(about["labels"]), np.array(about["groups"]))
                 _write(entry, images, about)
     about = json.loads((entry / "about.json").read_text("utf-8"))
+    ids = names if len(set(names)) == len(names) else [f"{name}/{n}" for n, name in enumerate(names)]  # one file a set
     return ImageSet(
         name=source.key if part == next(iter(source.parts)) else f"{source.key}-{part}",
-        images=np.load(entry / "images.npy", mmap_mode="r"),
+        store=np.load(entry / "images.npy", mmap_mode="r"),
         labels=np.array(about["labels"], np.int64),
         groups=np.array(about["groups"]),
         classes=source.classes,
         real=True,
         fingerprint=about["fingerprint"],
+        ids=np.array(ids),
     )
 
 

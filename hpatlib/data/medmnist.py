@@ -59,13 +59,9 @@ def _source(key: str, *, positive: int, of: Source, doi: str, **fields) -> Sourc
     return Source(
         key=key,
         parts={"all": partial(listed, name=name, positive=positive)},
-        crop=None,
-        mode="L",
-        kaggle="",
         citation="J. Yang et al.: MedMNIST v2, Scientific Data 10, 2023, 41, doi:10.1038/s41597-022-01721-8; "
         f"derived from {of.title}, doi:{doi}",
         licence="CC BY 4.0",
-        phantom=None,
         near=of.near,
         folder="medmnist",
         decode=pixels,
@@ -77,6 +73,7 @@ def _source(key: str, *, positive: int, of: Source, doi: str, **fields) -> Sourc
 BREAST = _source(
     "breastmnist",
     title="BreastMNIST",
+    colour="#88CCEE",
     classes=("not malignant", "malignant"),
     positive=0,
     of=busi.SOURCE,
@@ -85,6 +82,7 @@ BREAST = _source(
 PNEUMONIA = _source(
     "pneumoniamnist",
     title="PneumoniaMNIST",
+    colour="#44AA99",
     classes=chest_xray.SOURCE.classes,
     positive=1,
     of=chest_xray.SOURCE,

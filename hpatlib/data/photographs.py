@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpatlib.data.images import ImageSet, fingerprint
+from hpatlib.data.images import ImageSet, Source
 
 KEY = "photographs"
 # The names of `skimage.data`, by class. Astronaut (NASA), rocket (SpaceX): public domain; chelsea (a cat), camera (a
@@ -26,14 +26,14 @@ def picture(name: str) -> np.ndarray:
     return found if found.ndim == 3 else np.repeat(found[..., None], 3, axis=2)
 
 
-def load(count: int | None = None, *, size: int, seed: int = 0) -> ImageSet:
+def quarters(count: int, *, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Grey square crops in two classes, "living" and "thing": what a medical set is, with photographs in it.
 
-    `count` (512 by default) crops of `size` × `size` pixels, classes and photographs in turns. Each comes from one
-    quarter of its photograph, and `groups` names that quarter: quarters stay on one side of a split, so that no pixel
-    is on both. What is left to learn is closer to telling six photographs apart than to telling cats from cups.
+    Returns images uint8 [count, 1, size, size], labels int64 [count] and groups str [count], classes and photographs
+    in turns. Each crop comes from one quarter of its photograph, and groups name that quarter: quarters stay on one
+    side of a split, so that no pixel is on both. What is left to learn is closer to telling six photographs apart than
+    to telling cats from cups.
     """
-    count = 512 if count is None else count
     _check(count, size)
     pictures = {name: picture(name) for names in CLASSES.values() for name in names}
     classes, each = list(CLASSES.values()), len(CLASSES["living"])
@@ -48,16 +48,7 @@ def load(count: int | None = None, *, size: int, seed: int = 0) -> ImageSet:
         quarter = whole[down * height : (down + 1) * height, right * width : (right + 1) * width]
         images[n, 0] = _crop(quarter, size, random, "L")
         groups.append(f"{name}, {'lower' if down else 'upper'} {'right' if right else 'left'}")
-    named = np.array(groups)
-    return ImageSet(
-        name=KEY,
-        images=images,
-        labels=labels,
-        groups=named,
-        classes=tuple(CLASSES),
-        real=False,
-        fingerprint=fingerprint(images, labels, named),
-    )
+    return images, labels, np.array(groups)
 
 
 def crops(count: int, *, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -87,3 +78,23 @@ def _check(count: int, size: int) -> None:
     for name, value in (("count", count), ("size", size)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1.")
+
+
+SOURCE = Source(
+    key=KEY,
+    title="photographs of scikit-image",
+    classes=tuple(CLASSES),
+    label="photographs",
+    colour="#D55E00",
+    citation="S. van der Walt et al.: scikit-image: image processing in Python, PeerJ 2, 2014, e453, "
+    "doi:10.7717/peerj.453",
+    licence="CC0, public domain, or no known copyright restrictions",
+    phantom=quarters,
+)
+
+
+def load(count: int | None = None, *, size: int, seed: int = 0) -> ImageSet:
+    """`data.load("photographs", real=False, …)`."""
+    from hpatlib import data
+
+    return data.load(KEY, real=False, size=size, count=count, seed=seed)

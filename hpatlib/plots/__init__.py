@@ -1,9 +1,8 @@
-"""Every figure and table type once, in one style: a module a document, beside the experiment of the same name.
+"""What all figures share: figures and tables with captions and alt text, one style, and the kinds of charts.
 
-A figure carries its caption and its alt text wherever it is shown.
+A document's own figures stand in its folder; nothing here knows a document, and nothing here runs a model.
 """
 
-from hpatlib.plots import leukemia, transfer, ultrasound, why
-from hpatlib.plots.base import Figure, Table, panels
+from hpatlib.plots.base import Figure, Table, panels, stamp, verdicts
 
-__all__ = ["Figure", "Table", "leukemia", "panels", "transfer", "ultrasound", "why"]
+__all__ = ["Figure", "Table", "panels", "stamp", "verdicts"]

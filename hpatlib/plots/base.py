@@ -9,11 +9,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import ArrayLike
 
-from hpatlib.evidence import Record
+from hpatlib import claims, records
+from hpatlib.records import Record
 
 STYLE = Path(__file__).with_name("hpat.mplstyle")
 NETWORKS = {
@@ -110,45 +110,38 @@ def picture(axis: plt.Axes, image: ArrayLike, *, cmap: str = "gray") -> None:
     axis.spines[:].set_visible(False)
 
 
-def bars(axis: plt.Axes, values: list[pd.Series], shift: float, width: float, colour: str, label: str) -> BarContainer:
-    """Draw bars of means at 0, 1, … + ``shift`` with their standard deviations and the values as points."""
-    x = np.arange(len(values)) + shift
-    spread = [v.std() if len(v) > 1 else 0 for v in values]
-    mean = [v.mean() for v in values]
-    drawn = axis.bar(x, mean, width, yerr=spread, color=colour, label=label, error_kw={"lw": 1, "capsize": 2})
-    for place, each in zip(x, values, strict=True):
-        axis.plot([place] * len(each), each, ".", color="#222222", ms=3)
-    return drawn
-
-
-def rows(record: Record, **only: object) -> pd.DataFrame:
-    """The record's rows whose columns are as ``only`` says."""
-    frame = pd.DataFrame(record.rows)
-    for column, value in only.items():
-        frame = frame[frame[column] == value]
-    return frame
-
-
-def label(record: Record, n: str | None = None) -> str:
-    """Data, profile, n (the record's own unless given), seed and device, as every caption ends."""
-    text = record.about(n) if n else record.label
-    return f"{text[0].upper()}{text[1:]}, {record.provenance['device']}"
-
-
-def span(counts: pd.Series) -> str:
-    """Such as "64" or "532 to 585"."""
-    low, high = int(counts.min()), int(counts.max())
-    return str(low) if low == high else f"{low} to {high}"
+def label(record: Record) -> str:
+    """Profile, data, n, trainings and device, as every caption ends."""
+    return f"{record.label}, {record.header.environment['device']}"
 
 
 def phantoms(record: Record) -> str:
     """As the caption of pictures ends: they are of phantoms, whatever the record's numbers are of."""
-    return f"{record.profile.capitalize()} profile, phantoms and models trained on them, seed {record.seed}"
+    return (
+        f"{record.header.profile.capitalize()} profile, phantoms and models trained on them, seed {record.header.seed}"
+    )
 
 
-def network(model: str, weights: str) -> str:
-    """A network's name as legends show it."""
-    return f"{NETWORKS.get(model, model)} ({'ImageNet' if weights == 'imagenet' else weights})"
+def network(name: str) -> str:
+    """A network's name, "resnet50 (imagenet)", as legends show it."""
+    model, _, weights = name.partition(" (")
+    start = {"imagenet)": "ImageNet", "scratch)": "from scratch"}.get(weights, weights.rstrip(")"))
+    return f"{NETWORKS.get(model, model)} ({start})" if start else NETWORKS.get(model, model)
+
+
+def verdicts(chapter: str) -> Table:
+    """The chapter's claims with their verdicts, effects and what they were measured on, from the committed records."""
+    return Table(claims.table(claims.ledger(chapter)), "Claims of this page, and what the records say.")
+
+
+def stamp(record: Record) -> Table:
+    """Where the numbers of the run on this page came from."""
+    return Table(record.stamp(), "Provenance of the run on this page.")
+
+
+def real(chapter: str) -> Record | None:
+    """The committed record of real images that decides the chapter's claims, or None."""
+    return records.best(chapter)
 
 
 def finish(canvas: Canvas, caption: str, alt: str) -> Figure:

@@ -1,0 +1,67 @@
+"""ImageNet sample images: one photograph of each of the 1,000 classes of ILSVRC-2012, an animal or a thing.
+
+Expected under `<root>/natural/`: `imagenet-sample-images/n<wnid>_<name>.JPEG`, and `classes.csv` with a row for each
+file: `file`, `wnid`, `index` (0…999) and `animal` ("yes" or "no"). "Thing" is whatever the class is not an animal of:
+people, food and places too.
+
+They are read in grey and stretched to a square, so that they can be compared with medical images. Networks trained on
+ImageNet have most likely seen them: ask such a network how it looks at them, never how well it recognises them.
+"""
+
+import csv
+from pathlib import Path
+
+from hpatlib.data.images import Item, Source, is_image, listing
+
+CLASSES = ("thing", "animal")
+FOLDER, TABLE = "imagenet-sample-images", "classes.csv"
+COLUMNS = {"file", "wnid", "index", "animal"}
+
+
+def photographs(folder: Path) -> list[Item]:
+    """The photographs under `folder`, by name, none when it has none; rows of the table may lack their file.
+
+    Raises ValueError when the table is missing or lacks a column, and one that names every file without a row, every
+    row that says neither yes nor no or comes twice, and the classes without an image.
+    """
+    paths = sorted(filter(is_image, (folder / FOLDER).glob("*")))
+    if not paths:
+        return []
+    table = folder / TABLE
+    if not table.is_file():
+        raise ValueError(f"{folder / FOLDER} has images but no classes: put {TABLE} beside that folder.")
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if missing := COLUMNS - set(reader.fieldnames or ()):
+            raise ValueError(f"{table} lacks {sorted(missing)}: found the columns {reader.fieldnames}.")
+        rows = list(reader)
+    animal: dict[str, str] = {}
+    faults = []
+    for row in rows:
+        if row["animal"] not in ("yes", "no"):
+            faults.append(f"{row['file']}: animal is {row['animal']!r} in {TABLE}, expected yes or no")
+        elif row["file"] in animal:
+            faults.append(f"{row['file']}: more than one row in {TABLE}")
+        animal[row["file"]] = row["animal"]
+    faults += [f"{path}: no row in {TABLE}" for path in paths if path.name not in animal]
+    if faults:
+        raise ValueError(listing(f"{len(faults)} faults in the ImageNet sample images", faults))
+    items = [Item(path, int(animal[path.name] == "yes"), path.stem) for path in paths]
+    for label, name in enumerate(CLASSES):
+        if all(item.label != label for item in items):
+            raise ValueError(f"ImageNet sample images under {folder} have no {name}: unpack all of them.")
+    return items
+
+
+SOURCE = Source(
+    key="natural",
+    title="ImageNet sample",
+    classes=CLASSES,
+    parts={"all": photographs},
+    label="natural images",
+    colour="#009E73",
+    citation="O. Russakovsky et al.: ImageNet Large Scale Visual Recognition Challenge, International Journal of "
+    "Computer Vision 115, 2015, 211, doi:10.1007/s11263-015-0816-y",
+    licence="none published: ImageNet allows research and education; compute with them, and show none",
+    each=398,
+)

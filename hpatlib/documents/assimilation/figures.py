@@ -1,0 +1,316 @@
+"""Figures and tables of the slides' results."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from hpatlib import documents
+from hpatlib.data import SOURCES
+from hpatlib.documents.assimilation.quantities import (
+    ATTACKS,
+    MEDICAL,
+    PAIR,
+    SMALLEST,
+    WORST,
+    levels,
+    printed,
+    signs,
+    strength,
+)
+from hpatlib.plots import base, charts
+from hpatlib.plots.base import STYLE, Figure, Table
+from hpatlib.plots.charts import Style
+from hpatlib.records import Record
+from hpatlib.statistics import Estimate, average
+
+PAINT = {
+    "FGSM": ("#777777", "o"),  # grey on the slides too
+    "BIM": ("#0072B2", "s"),
+    "MI-FGSM": ("#D55E00", "D"),
+    "PGD": ("#009E73", "^"),
+}
+TRAININGS = {
+    "assimilated": Style("domain assimilation", "#0072B2", "s", "-"),
+    "vanilla": Style("vanilla transfer learning", "#777777", "o", (0, (4, 2))),
+    "without GLCM loss": Style("assimilation without GLCM loss", "#D55E00", "D", (0, (1, 1.2))),
+}
+WORDS = {"PGD, restarts": "PGD,\nrestarts", "transferred PGD": "PGD,\ntransferred", "worst of all": "worst\nof all"}
+
+
+def names() -> list[str]:
+    """The four data sets, as figures call them."""
+    return [SOURCES[key].label for key in MEDICAL]
+
+
+def frames(cells: Mapping[tuple[str, ...], Estimate], *columns: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Estimates by key as the two tables of `charts`: with 95 % intervals, and a row a training."""
+    table, each = [], []
+    for key, estimate in cells.items():
+        about, (low, high) = dict(zip(columns, key, strict=True)), estimate.interval()
+        table.append(about | {"value": estimate.value, "low": low, "high": high})
+        each += [about | {"value": value} for value in estimate.values if estimate.trainings]
+    return pd.DataFrame(table), pd.DataFrame(each, columns=[*columns, "value"])
+
+
+def strengths(record: Record, trainings: Sequence[str] = ("assimilated", "vanilla")) -> Figure:
+    """Accuracy against ε, a panel a data set and a network; a colour an attack, a line style one of ``trainings``.
+
+    Solid: domain assimilation, dashed: vanilla, as on the slides; dotted: without the GLCM loss. Lines start at the
+    accuracy on clean images.
+    """
+    attacked = record.outcomes.where(training=list(trainings), attack=["none", *ATTACKS])
+    table = attacked.accuracy.table()
+    looks = {
+        f"{training}, {attack}": Style(f"{TRAININGS[training].label}, {attack}", colour, marker, TRAININGS[training][3])
+        for training in trainings
+        for attack, (colour, marker) in PAINT.items()
+    }
+    clean = table[table["attack"] == "none"]
+    table = pd.concat([*(clean.assign(attack=attack) for attack in PAINT), table[table["attack"] != "none"]])
+    table = table.assign(line=table["training"] + ", " + table["attack"], level=table["eps"].map(levels))
+    table = table.sort_values("level", kind="stable")
+    table["eps"] = table["level"].map("{:g}".format)
+    panels = list(table.groupby(["dataset", "network"], sort=False))
+    with plt.style.context(STYLE):
+        canvas, grid = _grid([key for key, _ in panels])
+        told = []
+        for axis, (panel, shown) in zip(grid.flat, panels, strict=False):
+            lines = charts.lines(axis, shown, "eps", "line", looks)
+            told.append(f"{_panel(*panel)}: {'; '.join(lines)}")
+            axis.axhline(0.5, color="#555555", lw=0.8, ls=":")
+            axis.set_ylim(-0.03, 1.03)
+            axis.tick_params(axis="x", labelsize=6.5)
+        for axis in grid[-1]:
+            axis.set_xlabel("ε, in 1/255")
+        for axis in grid[:, 0]:
+            axis.set_ylabel("accuracy")
+        attacks = [Line2D([], [], color=c, marker=m, ms=4, ls="none", label=n) for n, (c, m) in PAINT.items()]
+        styles = [Line2D([], [], color="#222222", ls=TRAININGS[t].line, label=TRAININGS[t].label) for t in trainings]
+        canvas.legend(handles=attacks, loc="outside upper center", ncols=len(attacks))
+        canvas.legend(handles=styles, loc="outside lower center", ncols=len(styles))
+        return base.finish(
+            canvas,
+            "Accuracy against attack strength; ε = 0 is the clean image; steps of ε differ below 1/255. Iterated "
+            f"attacks take {_settings(record)['iterations']} steps. Bars: 95 % intervals over trainings and images; "
+            f"thin dotted: guessing between classes of equal size. {base.label(record)}.",
+            f"Line charts of accuracy against ε in 1/255. {'. '.join(told)}.",
+        )
+
+
+def survival(record: Record) -> Figure:
+    """Accuracy under the adaptive attacker, a panel a data set and a network, side by side both trainings."""
+    worst = record.outcomes.where(attack=list(WORST), eps=SMALLEST).accuracy
+    table, each, s = worst.table(), worst.each(), _settings(record)
+    looks = {name: TRAININGS[name] for name in PAIR}
+    panels = list(table.groupby(["dataset", "network"], sort=False))
+    with plt.style.context(STYLE):
+        canvas, grid = _grid([key for key, _ in panels])
+        told = []
+        for axis, (panel, shown) in zip(grid.flat, panels, strict=False):
+            mine = each[(each["dataset"] == panel[0]) & (each["network"] == panel[1])]
+            points = charts.points(axis, shown, mine, "attack", "training", looks, names=WORDS)
+            told.append(f"{_panel(*panel)}: {'; '.join(points)}")
+            axis.set_ylim(-0.03, 1.03)
+            axis.tick_params(axis="x", labelsize=6.5)
+        for axis in grid[:, 0]:
+            axis.set_ylabel(f"accuracy at ε = {SMALLEST}")
+        charts.legend(canvas, grid[0][0], 2)
+        return base.finish(
+            canvas,
+            f"Accuracy at ε = {SMALLEST} under an adaptive attacker. Transferred: made on the other training's model. "
+            "Worst of all: right under every one of these, FGSM, and PGD at smaller ε. Bars: 95 % intervals over "
+            f"trainings and images; small points: each training. PGD: {s['restarts']} × {s['iterations']} steps; "
+            f"Square: {s['queries']} queries. {base.label(record)}.",
+            f"Dot chart of accuracy at ε = {SMALLEST}. {'. '.join(told)}.",
+        )
+
+
+def masking(records: Sequence[Record]) -> Table:
+    """Signs of masked gradients, a row a check, data set, network and training."""
+    found = []
+    for record in records:
+        several = f"{len(record.seeds)} trainings"
+        strongest = max(printed(record.outcomes), key=levels)
+        for row in record.table("masking").itertuples():
+            where = (row.dataset, row.network, row.training, row.check)
+            found.append(_sign(record, where, (row.value, row.value_low, row.value_high), row.eps, f"seed {row.seed}"))
+        for where, sign in signs(record.outcomes).items():
+            found.append(_sign(record, where, (sign.value, *sign.interval()), f"to {strongest}", several))
+    return Table(
+        pd.DataFrame(found),
+        "Signs that models mask their gradients, in shares of images; above zero speaks for masking. Raised: the whole "
+        "interval is; unclear: only the value is. A check that is not raised proves nothing.",
+    )
+
+
+def _sign(
+    record: Record, where: tuple[str, ...], numbers: tuple[float, float, float], eps: str, trainings: str
+) -> dict[str, str]:
+    (dataset, network, training, check), (value, low, high) = where, numbers
+    return {
+        "data": _data(record, dataset),
+        "network": base.network(network),
+        "training": training,
+        "check": check,
+        "value [95 % interval]": f"{value:+.2f} [{low:+.2f}, {high:+.2f}]",
+        "verdict": "raised" if low > 0 else "unclear" if value > 0 else "not raised",
+        "ε": eps,
+        "models": trainings,
+    }
+
+
+def accuracies(records: Sequence[Record]) -> Table:
+    """Accuracy by network and training: clean, and mean over the slides' ε under each attack."""
+    found = []
+    for record in records:
+        accuracy, eps = record.outcomes.accuracy, printed(record.outcomes)
+        for where in dict.fromkeys(key[:3] for key in accuracy if key[3] in ATTACKS):
+            cells = {"clean": accuracy[(*where, "none", strength(0))]}
+            cells |= {attack: average(*(accuracy[(*where, attack, e)] for e in eps)) for attack in ATTACKS}
+            about = {"data": _data(record, where[0]), "network": base.network(where[1]), "training": where[2]}
+            found.append(about | {name: _number(cell, 2) for name, cell in cells.items()})
+    caption = "Accuracy on clean images, and averaged over ε of 1/255 and more under each attack, with 95 % intervals."
+    return Table(pd.DataFrame(found), caption)
+
+
+def repainted(shown: Mapping[str, Mapping[str, np.ndarray]], record: Record) -> Figure:
+    """What the backbone sees: by data set ``study.pictures``, a row a phantom, a column a training."""
+    rows = [(SOURCES[d].label, n, found) for d, found in shown.items() for n in range(len(found["original"]))]
+    columns = list(rows[0][2])
+    with plt.style.context(STYLE):
+        size = (1.6 * len(columns) + 0.3, 1.55 * len(rows) + 0.3)
+        canvas, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False)
+        moved = []
+        for line, (dataset, number, found) in zip(axes, rows, strict=True):
+            for axis, name in zip(line, columns, strict=True):
+                base.picture(axis, found[name][number])
+            line[0].set_ylabel(dataset)
+        for axis, name in zip(axes[0], columns, strict=True):
+            axis.set_title(name)
+        for name in columns[1:]:
+            away = np.mean([255 * abs(found[name] - found["original"]).mean() for found in shown.values()])
+            moved.append(f"{name} by {away:.1f}")
+        return base.finish(
+            canvas,
+            "Phantoms with a lesion, and the pictures C(T(x)) that the backbone sees of them. "
+            f"{base.phantoms(record)}, first network.",
+            f"Grid of pictures, rows: {', '.join(d for d, _, _ in rows)}; columns: {', '.join(columns)}. Mean distance "
+            f"of a pixel from the original, in grey levels of 255: {', '.join(moved)}.",
+        )
+
+
+def textures(record: Record) -> Figure:
+    """Texture distance from the original (all features, then each) and colour, with and without the GLCM loss."""
+    o = record.outcomes
+    sides = ({"texture": "all five"} | base.FEATURES, {"colour": "colour"})
+    looks = {
+        "without GLCM loss": Style("without GLCM loss", *TRAININGS["without GLCM loss"][1:3]),
+        "assimilated": Style("with GLCM loss", *TRAININGS["assimilated"][1:3]),
+    }
+    datasets = o.values("dataset")
+    with plt.style.context(STYLE):
+        size, widths = (7.2, 2.1 * len(datasets) + 0.4), {"width_ratios": (2.6, 1)}
+        canvas, axes = plt.subplots(
+            len(datasets), 2, figsize=size, squeeze=False, gridspec_kw=widths, sharex="col", sharey="col"
+        )
+        told = []
+        for line, dataset in zip(axes, datasets, strict=True):
+            there = o.where(dataset=dataset)
+            for axis, columns in zip(line, sides, strict=True):
+                cells = {
+                    (column, training): average(*(there.mean(column)[n, training] for n in there.values("network")))
+                    for column in columns
+                    for training in looks
+                }
+                table, each = frames(cells, "column", "training")
+                points = charts.points(axis, table, each, "column", "training", looks, names=columns)
+                told.append(f"{SOURCES[dataset].label}: {'; '.join(points)}")
+                axis.set_ylim(bottom=min(0, *table["low"]))
+                axis.tick_params(axis="x", labelsize=7.5)
+            line[0].set_title(SOURCES[dataset].label)
+            line[0].set_ylabel("texture distance")
+            line[1].set_ylabel("channel spread, of 1")
+        charts.legend(canvas, axes[0][0], 2)
+        return base.finish(
+            canvas,
+            "How far the adapted picture is from the original: the GLCM loss itself and the part of each feature (in "
+            "the worst window, summed over orientations, so that parts need not add up), and how coloured it is. "
+            "Means over networks with 95 % intervals over trainings and images; small points: each training. "
+            f"{base.label(record)}.",
+            f"Dot charts of texture distance and colour. {'. '.join(told)}.",
+        )
+
+
+def doses(record: Record) -> Table:
+    """How strongly each treatment was given: what T and C do to the test images, mean over trainings."""
+    models = [m for m in record.header.models if m.dose]
+    found = pd.DataFrame(
+        {
+            "data": _data(record, m.run["dataset"]),
+            "network": base.network(m.network),
+            "training": "assimilated" if m.run["objective"]["alpha"] < 1 else "without GLCM loss",
+            "channel spread, of 1": m.dose["channel_spread"],
+            "texture distance, of 40": m.dose["texture"],
+        }
+        for m in models
+    )
+    table = found.groupby(["data", "network", "training"], sort=False, as_index=False).mean().round(4)
+    needed = documents.toml("assimilation", "claims")["gates"]["dose"]["channel_spread"]
+    return Table(
+        table,
+        "What T and C do to the test images. Claims about domain assimilation are judged only where the channel spread "
+        f"is {needed:g} or more. {base.label(record)}.",
+    )
+
+
+def sizes(record: Record) -> Table:
+    """The slides' class sizes beside what was found and used."""
+    frame = record.table("sizes")
+    frame = frame.assign(dataset=[SOURCES[name].label for name in frame["dataset"]])
+    used = "used" if record.real else "phantoms used"
+    named = {"published": "on the slides", "at_hand": "files at hand", "public": "most complete copy", "used": used}
+    return Table(
+        frame.rename(columns=named),
+        "Images of each class: on the slides, among the files found and in the most complete copy of the set among "
+        f"them (real data only), and in this profile. {record.header.profile.capitalize()} profile, "
+        f"{record.header.data} data.",
+    )
+
+
+def settings(record: Record) -> Table:
+    """The slides' settings beside this profile's."""
+    named = {"published": "on the slides", "here": f"{record.header.profile} profile"}
+    return Table(record.table("settings").rename(columns=named), "Training and GLCM settings.")
+
+
+def _number(estimate: Estimate, digits: int) -> str:
+    low, high = estimate.interval()
+    return f"{estimate.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _settings(record: Record) -> dict:
+    return documents.toml("assimilation", "profiles")[record.header.profile]
+
+
+def _data(record: Record, dataset: str) -> str:
+    return f"{SOURCES[dataset].label}, {record.header.data}, {record.header.profile}"
+
+
+def _panel(dataset: str, network: str) -> str:
+    return f"{SOURCES[dataset].label}, {base.network(network)}"
+
+
+def _grid(panels: list[tuple[str, str]]) -> tuple[plt.Figure, np.ndarray]:
+    """A canvas with a titled panel for each (data set, network), at most three in a row."""
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (max(5.2, 2.4 * columns), (3.0 if len(panels) == 1 else 2.3) * lines + 0.6)
+    canvas, grid = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axis, panel in zip(grid.flat, panels, strict=False):
+        axis.set_title(_panel(*panel).replace(", ", "\n", 1))
+    for axis in grid.flat[len(panels) :]:
+        axis.axis("off")
+    return canvas, grid

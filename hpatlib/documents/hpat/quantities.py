@@ -1,0 +1,190 @@
+"""What the claims about the leukemia paper are computed with: named cells of outcomes, or its printed numbers."""
+
+import functools
+
+import numpy as np
+
+from hpatlib import documents
+from hpatlib.outcomes import Outcomes
+from hpatlib.statistics import Estimate, Least, average, exact, least
+
+CLEAN = {"environment": "H0", "reading": "clean"}
+ABLATED = ("Adv_PGD", "Adv_RT", "Adv_h")  # table 2's trainings
+SCORES = ("ACC", "PRE", "F1", "AUC")  # the columns of tables 1 and 2
+
+
+def _printed(name: str) -> float:
+    return float(documents.published("hpat")[name]["value"])
+
+
+def counts() -> Estimate:
+    """H1: the printed sizes of training, validation and test set, less the printed total."""
+    return exact(
+        _printed("training_images") + _printed("validation_images") + _printed("test_images") - _printed("images")
+    )
+
+
+@functools.cache
+def nearest_counts() -> dict[str, float]:
+    """H5: for each row of table 2, by how much the nearest confusion matrix misses accuracy, precision or F1.
+
+    Of all pairs (true positives, false positives) on the printed test set, the one whose worst miss is least.
+    """
+    positive, total = int(_printed("malignant_test_images")), int(_printed("test_images"))
+    hit, false = np.arange(positive + 1)[:, None], np.arange(total - positive + 1)[None]
+    accuracy = (hit + total - positive - false) / total
+    precision, f1 = hit / np.maximum(1, hit + false), 2 * hit / (hit + false + positive)
+    table = documents.published_table("hpat", "table2")
+    misses = {}
+    for name, row in table.iterrows():
+        parts = [abs(accuracy - row["ACC"]), abs(precision - row["PRE"]), abs(f1 - row["F1"])]
+        misses[str(name)] = float(np.maximum.reduce(parts).min())
+    return misses
+
+
+def impossible_rows() -> Estimate:
+    """H5: rows of table 2 that no confusion matrix gives, to a last printed digit rounded or cut off."""
+    return exact(sum(miss > 1e-5 for miss in nearest_counts().values()))
+
+
+def printed_mixbn_gain() -> Least:
+    """H6: the least of the twelve differences that table 2 prints between a row with MixBN and the one without."""
+    table = documents.published_table("hpat", "table2")
+    gains = [table.loc[f"{name}+MixBN", score] - table.loc[name, score] for name in ABLATED for score in SCORES]
+    return least(*map(exact, gains))
+
+
+def printed_lead() -> Estimate:
+    """H7: the printed accuracy of the proposed method less that of training with rotations and translations alone."""
+    accuracy = documents.published_table("hpat", "table2")["ACC"]
+    return exact(accuracy["Adv_h+MixBN"] - accuracy["Adv_RT"])
+
+
+def printed_majority() -> Estimate:
+    """H8: the printed accuracy in H6 less the share of malignant cells."""
+    return exact(_printed("accuracy_h6") - _printed("malignant_test_images") / _printed("test_images"))
+
+
+def flipped(o: Outcomes, *, perturbation: str) -> Estimate:
+    """Figure 1: the share of correct predictions that a perturbation turns wrong."""
+    return o.flipped(perturbation="clean")[perturbation]
+
+
+def flipped_more(o: Outcomes, *, perturbation: str, than: str) -> Estimate:
+    """Figure 1: how many more correct predictions one perturbation flips than another."""
+    return flipped(o, perturbation=perturbation) - flipped(o, perturbation=than)
+
+
+def louder(o: Outcomes) -> Estimate:
+    """Algorithm 1: the loss after line 8 as printed less that after line 8 as the text has it (H15)."""
+    loss = o.mean("loss")
+    return loss["line 8 as printed"] - loss["line 8 as read"]
+
+
+def tied(o: Outcomes, *, variant: str) -> Estimate:
+    """Equation 10: the share of clean predictions that change when the adversarial images change places (H23)."""
+    return o.mean("changed")[f"partners exchanged, {variant}"]
+
+
+def best(o: Outcomes, *, measure: str) -> Least:
+    """Table 1: by how much EfficientNet-B3 leads the other four pretrained networks, the least of the four."""
+    score = o.where(environment="H0").accuracy if measure == "accuracy" else o.where(environment="H0").auc
+    names = documents.published_table("hpat", "table1").index
+    return least(
+        *(score["efficientnet_b3 (imagenet)"] - score[f"{n} (imagenet)"] for n in names if n != "efficientnet_b3")
+    )
+
+
+def networks_drop(o: Outcomes, *, reading: str) -> Estimate:
+    """Figure 3: the accuracy lost from H0 to H6, mean over networks."""
+    accuracy = o.accuracy
+    return average(*(accuracy[name, "H0"] - accuracy[name, "H6", reading] for name in o.values("network")))
+
+
+def networks_roi(o: Outcomes, *, reading: str) -> Estimate:
+    """Figure 3: the ROI in H6, mean over networks."""
+    roi = o.invariance(**CLEAN)
+    return average(*(roi[name, "H6", reading] for name in o.values("network")))
+
+
+def _claimed(o: Outcomes) -> Outcomes:
+    """Claims are about held-out patients; table 2 shows the split by image beside them (H3)."""
+    return o.where(split="patient")
+
+
+def accuracy_at(o: Outcomes, *, training: str, environment: str, reading: str) -> Estimate:
+    """Figure 4: the accuracy of a training in an environment."""
+    return _claimed(o).accuracy[training, environment, reading]
+
+
+def roi_at(o: Outcomes, *, training: str, reading: str) -> Estimate:
+    """Figure 4: the ROI of a training in H6."""
+    return _claimed(o).invariance(**CLEAN)[training, "H6", reading]
+
+
+def drop(o: Outcomes, *, training: str, reading: str) -> Estimate:
+    """Figure 4: the accuracy that a training loses from H0 to H6."""
+    accuracy = _claimed(o).accuracy
+    return accuracy[training, "H0"] - accuracy[training, "H6", reading]
+
+
+def slower(o: Outcomes, *, reading: str) -> Estimate:
+    """Figure 4: what standard training loses from H0 to H6, less what hybrid training loses."""
+    return drop(o, training="Standard", reading=reading) - drop(o, training="Adv_h", reading=reading)
+
+
+def lead(o: Outcomes, *, reading: str, measure: str) -> Least:
+    """Figure 4: by how much hybrid training leads the other strategies in H6, the least of the four."""
+    claimed = _claimed(o)
+    score = claimed.accuracy if measure == "accuracy" else claimed.invariance(**CLEAN)
+    others = [name for name in claimed.values("training") if name != "Adv_h"]
+    return least(*(score["Adv_h", "H6", reading] - score[name, "H6", reading] for name in others))
+
+
+def gain_over(o: Outcomes, *, training: str, over: str, reading: str) -> Estimate:
+    """Figure 4: the accuracy of one training in H6 less that of another."""
+    accuracy = _claimed(o).accuracy
+    return accuracy[training, "H6", reading] - accuracy[over, "H6", reading]
+
+
+def grid_gain(o: Outcomes, *, reading: str) -> Estimate:
+    """Figure 5: mean ROI of hybrid training over the grid of ε and rotation less that of standard training."""
+    roi = _claimed(o).where(reading=reading).invariance(environment="0/255, 0°")
+    cells = [key[1] for key in roi if key[0] == "Adv_h"]
+    return average(*(roi["Adv_h", cell] - roi["Standard", cell] for cell in cells))
+
+
+def stm_less_stbo(o: Outcomes, *, box: str, budgets: list[int]) -> Least:
+    """Figure 6: ROI under STM less ROI under STBO at as many queries, the least over ``budgets``."""
+    roi = o.where(box=[box, "none"]).invariance(box="none", method="clean", queries="0")
+    return least(*(roi[box, "STM", budget] - roi[box, "STBO", budget] for budget in map(str, budgets)))
+
+
+def louder_than_grid(o: Outcomes, *, box: str) -> Estimate:
+    """Figure 6: mean worst loss after 100 queries of STBO less that after STM's 775."""
+    loss = o.mean("loss")
+    return loss[box, "STBO", "100"] - loss[box, "STM", "775"]
+
+
+def mixbn_gain(o: Outcomes, *, training: str, side: str) -> Least:
+    """Table 2: by how much MixBN raises a training's four scores, the least of them; precision and F1 are binary (H4).
+
+    ``side`` "clean": clean images through the clean branch; "adv": hybrid ones through the adversarial branch.
+    """
+    claimed = _claimed(o)
+    cell = ("H0", "clean") if side == "clean" else ("H6", "searched")
+    scores = (claimed.accuracy, claimed.precision(), claimed.f1(), claimed.auc)
+    return least(*(s[f"{training}+MixBN", side, *cell] - s[training, "shared", *cell] for s in scores))
+
+
+def degradation(o: Outcomes) -> Estimate:
+    """MixBN's premise: clean accuracy of standard training less that of adversarial training, mean over table 2's."""
+    accuracy = _claimed(o).accuracy
+    return average(*(accuracy["Standard", "shared", "H0"] - accuracy[name, "shared", "H0"] for name in ABLATED))
+
+
+def flattery(o: Outcomes) -> Estimate:
+    """H3: clean accuracy with a split by image less that with a split by patient, mean over table 2's trainings."""
+    accuracy = o.where(environment="H0").accuracy
+    gains = [accuracy["image", name, "shared"] - accuracy["patient", name, "shared"] for name in ABLATED]
+    return average(*gains)

@@ -1,0 +1,475 @@
+"""The leukemia paper's experiments: what its chapters train and measure.
+
+The document prints one number a cell. Here each cell is measured over trainings, on held-out patients, through each
+branch of MixBN, and in both readings of an environment (H25).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from hpatlib import attacks, documents, measure
+from hpatlib._model import held_still
+from hpatlib.data import ImageSet
+from hpatlib.documents import profiles
+from hpatlib.documents.hpat.quantities import ABLATED
+from hpatlib.documents.profiles import Chosen
+from hpatlib.hybrid import Adversary, Environment, environment, pixel_and_rotation, showcase
+from hpatlib.measure import Study
+from hpatlib.mixbn import MixBatchNorm2d, branch
+from hpatlib.records import Record
+from hpatlib.runs import Run, Trained, train_or_load
+from hpatlib.spatial import Box, grid_search, random_search
+from hpatlib.stbo import stbo
+
+READINGS = ("fixed", "searched")
+BUDGETS = (1, 2, 3, 5, 7, 9, 15, 20, 27, 40, 60, 80, 99, 100)  # of the searches whose history is kept
+GRIDS = ((1, 1, 9), (3, 3, 3), (3, 3, 11), (5, 5, 31))  # 9, 27, 99 and Engstrom's 775 points
+
+
+class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``networks``: table 1's, (name, weights), each trained ``network_trainings`` times; ``splits``: those of
+    table 2; ``train_searches``, ``searches``, ``network_searches``: STBO's queries an image when training, when
+    measuring, and when measuring ``networks``; ``grid_step``: of figure 5's grid."""
+
+    networks: tuple[tuple[str, str], ...]
+    network_trainings: int
+    splits: tuple[str, ...]
+    train_searches: int
+    searches: int
+    network_searches: int
+    grid_step: int
+
+
+def adversaries(chosen: Chosen[Profile]) -> dict[str, Adversary | None]:
+    """The five training strategies by name: who makes the second half of a batch.
+
+    ε = 6/255, PGD with six steps of 1/255 from 0.001 · N(0, 1); STBO in ±180° and ±12 px of 300, with the profile's
+    number of queries (the document's: 100).
+    """
+    worst = environment(6, size=chosen.size)
+    pixel = {"eps": worst.eps, "step": worst.step, "iterations": worst.iterations, "start": "gaussian"}
+    spatial = {"translation": worst.box.translation, "rotation": worst.box.rotation}
+    spatial["evaluations"] = chosen.settings.train_searches
+    return {
+        "Standard": None,
+        "Adv_FGSM": Adversary(eps=worst.eps, step=worst.eps),
+        "Adv_PGD": Adversary(**pixel),
+        "Adv_RT": Adversary(**spatial),
+        "Adv_h": Adversary(**pixel, **spatial),
+    }
+
+
+def strategies(
+    chosen: Chosen[Profile], names: Sequence[str], splits: Sequence[str] | None = None
+) -> dict[str, list[Run]]:
+    """Runs of the main network by strategy: one a split and training; "…+MixBN" with a batch norm of their own."""
+    adversary = adversaries(chosen)
+    return {
+        name: [
+            run
+            for split in splits or chosen.settings.splits
+            for run in chosen.runs(adversary=adversary[name.removesuffix("+MixBN")], split_by=split, mixbn="+" in name)
+        ]
+        for name in names
+    }
+
+
+def networks(chosen: Chosen[Profile]) -> dict[str, list[Run]]:
+    """Runs of the networks of table 1 by name, trained on clean images."""
+    count = chosen.settings.network_trainings
+    return {f"{m} ({w})": chosen.runs(count, model=m, weights=w) for m, w in chosen.settings.networks}
+
+
+def trained(named: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, Run, Trained]]:
+    """Every run by its name, trained or loaded; one at a time, so that no two models are in memory."""
+    runs = [(name, run) for name, several in named.items() for run in several]
+    for name, run in tqdm(runs, "models", unit="model", leave=False):
+        yield name, run, train_or_load(run)
+
+
+def places(chosen: Chosen[Profile]) -> list[Environment]:
+    """H0 … H6 at this image size."""
+    return [environment(k, size=chosen.size) for k in range(7)]
+
+
+def grid(chosen: Chosen[Profile]) -> list[Environment]:
+    """Figure 5's cells, ε by ε: every step of 1/255 from 0 to 6 and of 30° from 0 to 180; smoke takes every third."""
+    levels = range(0, 7, chosen.settings.grid_step)
+    return [pixel_and_rotation(k, 30.0 * turn) for k in levels for turn in levels]
+
+
+def robustness(chosen: Chosen[Profile]) -> Record:
+    """Figure 1: one network's answers to random and to searched perturbations of one size, 6/255, ±30° and ±3 px."""
+    study = Study("hpat/fig1_robustness_issue", chosen, ["perturbation"])
+    for _, run, found in trained({"Standard": chosen.runs()}):
+        images = measure.sample(found.test, chosen.settings.shown)
+        for name, answers in measure.attacked(found.model, images, showcase(6 / 255, Box(3, 30), seed=run.seed)):
+            study.add(found, measure.rows(images, answers), perturbation=name)
+    return study.record()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One phantom of each class under each perturbation: ``images[name] [K, C, H, W]``, predicted classes and
+    confidences ``[K]`` by name, the true ``labels [K]`` and the names of the classes."""
+
+    images: dict[str, np.ndarray]
+    predictions: dict[str, np.ndarray]
+    confidences: dict[str, np.ndarray]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+
+def examples(chosen: Chosen[Profile]) -> Examples:
+    """Figure 1's pictures, of phantoms whatever the numbers are of: for each class the first image that is right from
+    the start and that the most perturbations flip."""
+    found = train_or_load(replace(chosen.run, real=False))
+    few = measure.sample(found.test, 32)
+    images, labels = few.tensors(next(found.model.parameters()).device)
+    shown = {n: p(found.model, images, labels) for n, p in showcase(6 / 255, Box(3, 30), seed=chosen.seed).items()}
+    answers = {name: measure.logits(found.model, x).softmax(dim=1) for name, x in shown.items()}
+    guess = {name: answer.argmax(dim=1) for name, answer in answers.items()}
+    wrong = torch.stack([g != labels for g in guess.values()])
+    fragile = (wrong.sum(dim=0) * ~wrong[0] + 1) * (labels == torch.arange(2, device=labels.device)[:, None])
+    at = fragile.argmax(dim=1)
+    return Examples(
+        {name: x[at].cpu().numpy() for name, x in shown.items()},
+        {name: g[at].cpu().numpy() for name, g in guess.items()},
+        {name: answer.amax(dim=1)[at].cpu().numpy() for name, answer in answers.items()},
+        labels[at].cpu().numpy(),
+        few.classes,
+    )
+
+
+def benchmarks(chosen: Chosen[Profile]) -> Record:
+    """Table 1: the networks' answers to all clean test images."""
+    study = Study("hpat/table1_benchmarks", chosen, ["network", "environment"])
+    for name, _, found in trained(networks(chosen)):
+        answers = measure.logits_of(found.model, found.test)
+        study.add(found, measure.rows(found.test, answers), network=name, environment="H0")
+    return study.record()
+
+
+def vulnerability(chosen: Chosen[Profile]) -> Record:
+    """Figure 3: the networks of table 1 in H0…H6, in both readings."""
+    study = Study("hpat/fig3_vulnerability", chosen, ["network", "environment", "reading"])
+    searches = chosen.settings.network_searches
+    for name, run, found in trained(networks(chosen)):
+        _environments(study, found, run, chosen, places(chosen), searches, network=name)
+    return study.record()
+
+
+def training_strategies(chosen: Chosen[Profile]) -> Record:
+    """Figure 4: five ways of training in H0…H6, in both readings."""
+    study = Study("hpat/fig4_training_strategies", chosen, ["split", "training", "environment", "reading"])
+    for name, run, found in trained(strategies(chosen, list(adversaries(chosen)), ["patient"])):
+        given = {"split": run.split_by, "training": name}
+        _environments(study, found, run, chosen, places(chosen), chosen.settings.searches, **given)
+    return study.record()
+
+
+def hybrid_grid(chosen: Chosen[Profile]) -> Record:
+    """Figure 5: standard and hybrid training over ε × rotation, in both readings; one angle needs few queries."""
+    study = Study("hpat/fig5_hybrid_grid", chosen, ["split", "training", "environment", "reading"])
+    for name, run, found in trained(strategies(chosen, ["Standard", "Adv_h"], ["patient"])):
+        images = measure.sample(found.test, chosen.settings.shown)
+        cells = measure.environments(found.model, images, grid(chosen), searches=25, seed=run.seed)
+        for (place, reading), answers in cells.items():
+            given = {"split": run.split_by, "training": name, "environment": place, "reading": reading}
+            study.add(found, measure.rows(images, answers), **given)
+    return study.record()
+
+
+def mixbn(chosen: Chosen[Profile]) -> Record:
+    """Table 2: clean and hybrid images through each branch of MixBN; attacks go through the branch that is measured.
+
+    All test images are asked clean, ``shown`` of them under attack. Standard training stands beside the document's six.
+    """
+    study = Study("hpat/table2_mixbn", chosen, ["split", "training", "branch", "environment", "reading"])
+    pairs = [name + suffix for name in ABLATED for suffix in ("", "+MixBN")]
+    for name, run, found in trained(strategies(chosen, ["Standard", *pairs])):
+        for side in ("clean", "adv") if run.mixbn else ("shared",):
+            given = {"split": run.split_by, "training": name, "branch": side}
+            with nullcontext() if side == "shared" else branch(found.model, side):
+                ends = [places(chosen)[6]]
+                _environments(study, found, run, chosen, ends, chosen.settings.searches, ["searched"], True, **given)
+    return study.record()
+
+
+def _environments(
+    study: Study,
+    found: Trained,
+    run: Run,
+    chosen: Chosen[Profile],
+    where: Sequence[Environment],
+    searches: int,
+    readings: Sequence[str] = READINGS,
+    all_clean: bool = False,
+    **given: str,
+) -> None:
+    """Add a model's answers in H0 (to all test images, or to those shown) and in each environment and reading."""
+    few = measure.sample(found.test, chosen.settings.shown)
+    clean = found.test if all_clean else few
+    answers = measure.logits_of(found.model, clean)
+    study.add(found, measure.rows(clean, answers), environment="H0", reading="clean", **given)
+    moved = [place for place in where if place.eps or any(place.s)]
+    measured = measure.environments(found.model, few, moved, readings=readings, searches=searches, seed=run.seed)
+    for (place, reading), answers in measured.items():
+        study.add(found, measure.rows(few, answers), environment=place, reading=reading, **given)
+
+
+def boxes(chosen: Chosen[Profile]) -> dict[str, Box]:
+    """Figure 6's two search ranges at this image size, by their rotation: ±30° and ±3 px, ±180° and ±12 px of 300."""
+    return {"30": Box(3.0, 30.0), "180": environment(6, size=chosen.size).box}
+
+
+def searches(chosen: Chosen[Profile]) -> Record:
+    """Figure 6: the worst loss that STBO, STM and two baselines find of the same images, after each budget of queries.
+
+    A grid's whole budget is one point: it has no best so far. ``loss`` is the highest cross-entropy found, and the
+    prediction is that of the transform it belongs to: right exactly where the loss is below ln 2, for two classes.
+    """
+    study = Study("hpat/fig6_stbo_vs_grid_search", chosen, ["box", "method", "queries"])
+    for _, run, found in trained({"Standard": chosen.runs()}):
+        images = measure.sample(found.test, chosen.settings.shown)
+        clean = measure.rows(images, measure.logits_of(found.model, images)).drop(columns="margin")
+        x, labels = images.tensors(next(found.model.parameters()).device)
+        loss = F.cross_entropy(measure.logits(found.model, x), labels, reduction="none")
+        study.add(found, clean.assign(loss=loss.cpu()), box="none", method="clean", queries="0")
+        for name, box in boxes(chosen).items():
+            for method, queries, worst in _searched(found.model, images, box, run.seed, f"±{name}°"):
+                guess = np.where(worst < np.log(2), images.labels, 1 - images.labels)
+                rows = clean.assign(prediction=guess, loss=worst)
+                study.add(found, rows, box=name, method=method, queries=str(queries))
+    return study.record()
+
+
+def _searched(
+    model: nn.Module, images: ImageSet, box: Box, seed: int, title: str, *, batch: int = 32
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """(method, queries, highest loss ``[N]``) of each search of a box."""
+    draws, most = torch.Generator().manual_seed(seed), max(BUDGETS)
+    methods = {
+        "STBO": partial(stbo, evaluations=most, generator=draws),
+        "Sobol": partial(random_search, evaluations=most, sobol=True, generator=draws),
+        "random": partial(random_search, evaluations=most, generator=draws),
+    }
+    histories: dict[str, list[Tensor]] = {name: [] for name in methods}
+    grids: dict[int, list[Tensor]] = {int(np.prod(counts)): [] for counts in GRIDS}
+    total = (len(methods) * most + sum(grids)) * len(images)
+    with tqdm(total=total, desc=title, unit="query", unit_scale=True, leave=False) as bar:
+        for x, labels in images.batches(batch, device=next(model.parameters()).device):
+            for name, search in methods.items():
+                histories[name].append(search(model, x, labels, box).history.cpu())
+                bar.update(most * len(x))
+            for counts in GRIDS:
+                size = int(np.prod(counts))
+                grids[size].append(grid_search(model, x, labels, box, counts=counts).loss.cpu())
+                bar.update(size * len(x))
+    for name, parts in histories.items():
+        history = torch.cat(parts).double().numpy()
+        yield from ((name, budget, history[:, budget - 1]) for budget in BUDGETS)
+    for size, losses in grids.items():
+        yield "STM", size, torch.cat(losses).double().numpy()
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Pictures of one batch of phantoms on its way through Algorithm 1, by stage ``[B, C, H, W]``, and what both halves
+    go through: (name, shape) each."""
+
+    pictures: dict[str, np.ndarray]
+    network: list[tuple[str, str]]
+
+
+def algorithm(chosen: Chosen[Profile], *, batch: int = 16, queries: int = 100) -> Record:
+    """Algorithm 1 line by line on ``batch`` test images of each training of Adv_h with MixBN.
+
+    ``queries``: STBO's an image, the document's 100, however many the model was trained with. Rows: the loss after line
+    8 as read and as printed (H15), and whether a clean prediction changes when the adversarial images change places
+    (H23). The first training's steps are kept as a table.
+    """
+    study = Study("hpat/fig2_framework", chosen, ["stage"])
+    for number, (_, run, found) in enumerate(trained(strategies(chosen, ["Adv_h+MixBN"], ["patient"]))):
+        few = measure.sample(found.test, batch)
+        steps = _Steps(found, run, few, queries)
+        named = pd.DataFrame(measure.named(few))
+        for stage, loss in {"line 8 as read": steps.read, "line 8 as printed": steps.printed}.items():
+            study.add(found, named.assign(loss=loss.cpu()), stage=stage)
+        for name in ("mix", "sum"):
+            changed = _tied(steps.model, steps.images, steps.turned, name).double().cpu()
+            study.add(found, named.assign(changed=changed), stage=f"partners exchanged, {name}")
+        if number == 0:
+            study.table("steps", steps.table())
+    return study.record()
+
+
+def walk(chosen: Chosen[Profile], *, batch: int = 3, queries: int = 100) -> Walk:
+    """The pictures of figure 2, of phantoms whatever the numbers are of."""
+    (run, *_) = strategies(chosen, ["Adv_h+MixBN"], ["patient"])["Adv_h+MixBN"]
+    run = replace(run, real=False)
+    found = train_or_load(run)
+    steps = _Steps(found, run, measure.sample(found.test, batch), queries)
+    enlarged = 0.5 + (steps.pixel - steps.images) / (2 * run.adversary.eps) if run.adversary else steps.pixel
+    pictures = {"X": steps.images, "noise δ, enlarged": enlarged, "A_ε(X)": steps.pixel, "T_s(A_ε(X))": steps.turned}
+    return Walk({name: x.cpu().numpy() for name, x in pictures.items()}, steps.network())
+
+
+class _Steps:
+    """Algorithm 1 on one batch: what each line makes of it."""
+
+    def __init__(self, found: Trained, run: Run, few: ImageSet, queries: int) -> None:
+        if run.adversary is None:
+            raise ValueError("Algorithm 1 needs a run with an adversary")
+        self.model, self.classes = copy.deepcopy(found.model), len(few.classes)
+        self.adversary = replace(run.adversary, evaluations=queries)
+        self.images, self.labels = few.tensors(next(self.model.parameters()).device)
+        self.box = Box(self.adversary.translation, self.adversary.rotation)
+        generator = torch.Generator().manual_seed(run.seed)
+        # Started by hand from line 5's images, so that its noise can be shown.
+        noise = torch.randn(self.images.shape, generator=generator).to(self.images)
+        self.noisy = self.images + attacks.GAUSSIAN_START * noise
+        generator.manual_seed(run.seed)
+        with branch(self.model, "adv"), _Counter(self.model) as counter:
+            a = self.adversary
+            pgd = partial(attacks.pgd, eps=a.eps, step=a.step, iterations=a.iterations, start=a.start)
+            self.pixel = pgd(self.model, self.images, self.labels, generator=generator)
+            search = stbo(self.model, self.pixel, self.labels, self.box, evaluations=queries, generator=generator)
+            self.turned, self.s = search.images, search.s
+            self.passes_read = counter.count / len(self.images)
+            with torch.random.fork_rng():  # the adversary draws from the global generator, as in training
+                torch.manual_seed(run.seed)
+                as_printed = replace(a, literal=True)(self.model, self.images, self.labels)
+            self.passes_printed = counter.count / len(self.images) - self.passes_read
+            stages = (self.images, self.pixel, self.turned, as_printed)
+            self.before, self.after_pixel, self.read, self.printed = (
+                _cross_entropy(self.model, x, self.labels) for x in stages
+            )
+        self.shapes, self.distance = _inside(self.model, self.images, self.turned)
+        self.losses = self._trained_step()
+
+    def _trained_step(self, lr: float = 1e-3) -> tuple[list[float], list[float]]:
+        """Line 12: the losses of both halves, before and after one step of Adam on their sum."""
+        model = copy.deepcopy(self.model).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        both = torch.cat([self.images, self.turned])
+        with branch(model, "mix"):
+            first = [F.cross_entropy(half, self.labels) for half in model(both).chunk(2)]
+            torch.stack(first).sum().backward()
+            optimizer.step()
+            second = [F.cross_entropy(half, self.labels) for half in model(both).chunk(2)]
+        return [float(x.detach()) for x in first], [float(x.detach()) for x in second]
+
+    def table(self) -> pd.DataFrame:
+        """A row a step: the line, what it makes, its shape, and the numbers that came out."""
+        a, shape = self.adversary, list(self.images.shape)
+        noise, moved = (255 * (x - self.images).abs().max() for x in (self.noisy, self.pixel))
+        turn, first, second = self.s[:, 2].abs().mean(), sum(self.losses[0]), sum(self.losses[1])
+        search = f"STBO, {a.evaluations} queries in ±{self.box.rotation:g}°, ±{self.box.translation:.3g} px"
+        found = f"cross-entropy {self.read.mean():.3f}; mean turn {turn:.0f}°"
+        pixel = f"cross-entropy {self.after_pixel.mean():.3f}; largest change {moved:.2f}/255"
+        halves = f"means of the branches differ by {self.distance:.2f} σ"
+        told = [
+            ("3", "a batch (X, y)", shape, f"cross-entropy {self.before.mean():.3f} through the adversarial branch"),
+            ("5", "X + 0.001 · N(0, 1)", shape, f"largest change {noise:.2f}/255"),
+            ("6–7", f"PGD, {a.iterations} steps of {255 * a.step:g}/255", shape, pixel),
+            ("8", search, list(self.s.shape), found),
+            ("8 as printed", "STBO after each step of PGD", shape, f"cross-entropy {self.printed.mean():.3f}"),
+            ("8 as we read it", "forward passes an image", [], f"{self.passes_read:.1f}"),
+            ("8 as printed", "forward passes an image", [], f"{self.passes_printed:.1f}"),
+            ("11", "first MixBN, each half its own branch", self.shapes[1], halves),
+            ("12", "ℓ(f(X), y) + ℓ(f(X′), y)", [], f"{first:.3f}; after one step of Adam {second:.3f}"),
+        ]
+        return pd.DataFrame([{"line": a, "what": b, "shape": str(c) if c else "–", "result": d} for a, b, c, d in told])
+
+    def network(self) -> list[tuple[str, str]]:
+        """What both halves of the batch go through, with shapes."""
+        count, *shape = self.images.shape
+        return [
+            ("X and X′,\none batch", str([2 * count, *shape])),
+            ("convolution,\nshared", str(self.shapes[0])),
+            ("MixBN:\nclean | adversarial", f"{self.shapes[1]} each"),
+            ("… logits,\nshared", str([2 * count, self.classes])),
+            ("loss, eq. 14:\nclean + adversarial", " + ".join(f"{half:.2f}" for half in self.losses[0])),
+        ]
+
+
+class _Counter:
+    """Counts the images that go forward through a model inside a ``with`` block."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.count = model, 0
+
+    def __enter__(self) -> _Counter:
+        self.handle = self.model.register_forward_hook(self._add)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _add(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        self.count += len(output)
+
+
+@torch.no_grad()
+def _cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with held_still(model):
+        return F.cross_entropy(model(images), labels, reduction="none")
+
+
+@torch.no_grad()
+def _inside(model: nn.Module, clean: Tensor, adversarial: Tensor) -> tuple[list[list[int]], float]:
+    """Shapes into the first MixBN: both halves, and one; how far apart the branches' means are, in deviations."""
+    first = next(module for module in model.modules() if isinstance(module, MixBatchNorm2d))
+    seen: list[list[int]] = []
+    handle = first.register_forward_hook(lambda module, inputs, output: seen.append(list(inputs[0].shape)))
+    with handle, held_still(model), branch(model, "mix"):
+        model(torch.cat([clean, adversarial]))
+    difference = (first.clean.running_mean - first.adv.running_mean).abs()
+    distance = (difference / first.clean.running_var.clamp_min(1e-12).sqrt()).mean()
+    return [seen[0], [len(clean), *seen[0][1:]]], float(distance)
+
+
+@torch.no_grad()
+def _tied(model: nn.Module, clean: Tensor, adversarial: Tensor, name: str) -> Tensor:
+    """Whether each clean answer changes when the other half is put in another order (H23): ``[B]``."""
+    with held_still(model), branch(model, name):
+        answers = [
+            model(torch.cat([clean, other]))[: len(clean)].argmax(dim=1)
+            for other in (adversarial, adversarial.roll(1, 0))
+        ]
+    return answers[0] != answers[1]
+
+
+def settings_table(chosen: Chosen[Profile]) -> pd.DataFrame:
+    """The document's settings beside this profile's: a row each."""
+    recipe, worst = chosen.settings.recipe, environment(6, size=chosen.size)
+    here = {
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.lr,
+        "crop": chosen.size,
+        "eps": round(255 * worst.eps, 6),
+        "rotation": worst.box.rotation,
+        "translation": round(worst.box.translation, 3),
+        "stbo_queries": chosen.settings.searches,
+    }
+    printed = documents.published("hpat")
+    rows = [
+        {"setting": name.replace("_", " "), "published": f"{printed[name]['value']:g}", "here": f"{value:g}"}
+        | {"unit": printed[name]["unit"], "where": printed[name]["where"]}
+        for name, value in here.items()
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,268 @@
+"""What the ultrasound report's chapters train and measure: train, perturb, train again on what was perturbed, ask both.
+
+The report makes its perturbed sets once, from the model trained on clean images, so that its bars after attack
+training measure robustness against another model's attack. The tests that it does not show stand beside them (C3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hpatlib import attacks, measure
+from hpatlib.documents import profiles
+from hpatlib.documents.profiles import Chosen
+from hpatlib.hybrid import Adversary
+from hpatlib.measure import Attack, Study, rows
+from hpatlib.records import Record
+from hpatlib.runs import Run, Trained, train_or_load
+
+FORMULA = "ultrasound/fig1_2_image_and_noise"
+RESNET50 = "ultrasound/fig3_4_resnet50_eps050"
+SIMPLE_CNN = "ultrasound/fig5_6_simple_cnn_eps050"
+SMALLER = {0.2: "ultrasound/fig7_8_simple_cnn_eps020", 0.05: "ultrasound/fig9_10_simple_cnn_eps005"}
+SWEEP = "beyond/ultrasound_eps_sweep"
+
+REPORTED = (0.05, 0.2, 0.5)  # the report's ε
+EPS = 0.5  # its largest, of figures 3 to 6
+PGD_STEPS = 10
+CONDITIONS = ("network", "split", "eps", "training", "test")
+
+
+class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the report's profiles say beside ``profiles.Profile``.
+
+    ``networks``: models and weights of figures 3 and 4, the first of them in the sweep too; ``network_trainings``: how
+    often each is trained; ``ladder``: the ε of the sweep.
+    """
+
+    networks: tuple[tuple[str, str], ...]
+    network_trainings: int
+    ladder: tuple[float, ...]
+
+
+def formula(chosen: Chosen[Profile]) -> Record:
+    """Figures 1 and 2: how far the printed formula and FGSM move a pixel, and what the simple CNN answers then (C1)."""
+    study = Study(FORMULA, chosen, ("eps", "formula"))
+    for run in tqdm(chosen.runs(), "simple CNN", unit="training"):
+        clean = train_or_load(run)
+        study.add(clean, rows(clean.test, _answers(clean, {"clean": None})["clean"]), eps=0, formula="none")
+        for eps in REPORTED:
+            for name, attack in formulas(eps).items():
+                study.add(clean, _moved(clean, attack), eps=eps, formula=name)
+    return study.record()
+
+
+def formulas(eps: float) -> dict[str, Attack]:
+    """The report's formula as printed, without sign and clipping, and FGSM as its authors define it."""
+    return {"printed": partial(attacks.gradient_step, eps=eps), "sign": partial(attacks.fgsm, eps=eps)}
+
+
+def pictures(chosen: Chosen[Profile]) -> dict[str, np.ndarray]:
+    """Figures 1 and 2: a malignant phantom, and what both formulas and the signed noise alone make of it at each ε.
+
+    By row ``[1 + number of ε, C, H, W]`` in [0, 1], the image itself first.
+    """
+    clean = train_or_load(replace(chosen.run, real=False))
+    device = next(clean.model.parameters()).device
+    images, labels = clean.test.tensors(device, index=[int(np.flatnonzero(clean.test.labels == 2)[0])])
+    drawn: dict[str, list[Tensor]] = {"sign": [images], "printed": [images]}
+    for eps in REPORTED:
+        for name, attack in formulas(eps).items():
+            drawn[name].append(attack(clean.model, images, labels).clamp(0, 1))
+    noise = [0.5 + 0.5 * (picture - images) for picture in drawn["sign"]]
+    named = {"with sign": drawn["sign"], "as printed": drawn["printed"], "noise (sign)": noise}
+    return {name: torch.cat(row).cpu().numpy() for name, row in named.items()}
+
+
+def resnet50(chosen: Chosen[Profile]) -> Record:
+    """Figures 3 and 4: the large networks before and after attack training at ε = 0.5, beside a simple CNN."""
+    study = Study(RESNET50, chosen, CONDITIONS)
+    for model, weights in chosen.settings.networks:
+        for run in _runs(chosen, model, weights):
+            attack_training(study, run, [EPS])
+    # The simple CNN that transfer attacks come from: of the same splits, and so what the others are compared with.
+    for run in chosen.runs(chosen.settings.network_trainings):
+        simple = train_or_load(other(run))
+        _add_clean(study, simple, network=network(simple), split=run.split_by, eps=0, training="clean")
+    return study.record()
+
+
+def simple_cnn(chosen: Chosen[Profile]) -> Record:
+    """Figures 5 and 6: the simple CNN before and after attack training at ε = 0.5, split both ways (C4)."""
+    study = Study(SIMPLE_CNN, chosen, CONDITIONS)
+    for split in ("patient", "random"):
+        for run in tqdm(chosen.runs(split_by=split), f"split by {split}", unit="training"):
+            attack_training(study, run, [EPS])
+    return study.record()
+
+
+def smaller_eps(chosen: Chosen[Profile], eps: float) -> Record:
+    """Figures 7 and 8 (ε = 0.2) or 9 and 10 (ε = 0.05): the simple CNN at a smaller ε, beside ε = 0.5.
+
+    Raises ``ValueError`` for another ``eps``.
+    """
+    if eps not in SMALLER:
+        raise ValueError(f"the report has no figures at ε = {eps}: choose one of {', '.join(map(str, SMALLER))}")
+    study = Study(SMALLER[eps], chosen, CONDITIONS)
+    for run in tqdm(chosen.runs(), "simple CNN", unit="training"):
+        attack_training(study, run, [eps, EPS])
+    return study.record()
+
+
+def sweep(chosen: Chosen[Profile]) -> Record:
+    """Beyond the figures: two networks over the ladder of ε, trained online too, and whether noise tells its label."""
+    study, settings = Study(SWEEP, chosen, CONDITIONS), chosen.settings
+    for run in tqdm(chosen.runs(), "simple CNN", unit="training"):
+        attack_training(study, run, settings.ladder, online=True, leaks=True)
+    for run in _runs(chosen, *settings.networks[0]):
+        attack_training(study, run, settings.ladder, online=True, leaks=True)
+    return study.record()
+
+
+def attack_training(
+    study: Study, run: Run, ladder: Sequence[float], *, online: bool = False, leaks: bool = False
+) -> None:
+    """Train ``run`` on clean images and against each ε of ``ladder``; take down what each model answers to each test.
+
+    Against an ε: on FGSM examples made once from the clean-trained model ("static"), and with ``online`` also on those
+    of the model as it is in each step. ``leaks``: the tests of `leaking` too.
+    """
+    clean, source = train_or_load(run), train_or_load(other(run))
+    study.model(source)
+    about = {"network": network(clean), "split": run.split_by}
+    labels = torch.from_numpy(clean.test.labels)
+    largest = torch.zeros(len(labels), len(clean.test.classes))
+    largest[:, labels.bincount().argmax()] = 1
+    study.add(clean, _unmargined(rows(clean.test, largest)), **about, eps=0, training="none", test="clean")
+    _add_clean(study, clean, **about, eps=0, training="clean")
+    for eps in ladder:
+        for training in ("clean", "static", "online") if online else ("clean", "static"):
+            trained = clean
+            if training != "clean":
+                trained = train_or_load(against(run, training, eps))
+                _add_clean(study, trained, **about, eps=eps, training=training)
+            asked = {**about, "eps": eps, "training": training}
+            for test, answers in _answers(trained, tests(clean.model, source.model, eps=eps, seed=run.seed)).items():
+                study.add(trained, rows(clean.test, answers), **asked, test=test)
+            if leaks:
+                for test, outcomes in leaking(trained, clean.model, eps=eps, seed=run.seed).items():
+                    study.add(trained, outcomes, **asked, test=test)
+
+
+def against(run: Run, training: str, eps: float) -> Run:
+    """``run`` trained against FGSM: "static", on a set made once, or "online", on examples of the model as it is."""
+    if training == "static":
+        return replace(run, static_eps=eps)
+    return replace(run, adversary=Adversary(eps=eps, step=eps))
+
+
+def other(run: Run) -> Run:
+    """Where transfer attacks on ``run`` come from: a simple CNN of the same split with other first weights."""
+    return replace(run.clean, model="simple_cnn", weights="scratch", repeat=run.repeat + 1)
+
+
+def network(trained: Trained) -> str:
+    """Name and start of a network, as records have it."""
+    run = trained.provenance["run"]
+    return f"{run['model']} ({run['weights']})"
+
+
+def tests(source: nn.Module, transfer: nn.Module, *, eps: float, seed: int) -> dict[str, Attack | None]:
+    """The attacks that every model is asked under, by the name of the test.
+
+    The report's own is "perturbed": FGSM on ``source``, the clean-trained model, whichever model answers. White-box
+    attacks are on the model that answers, PGD in 10 steps of 2.5 ε / 10 from a random start, "transfer FGSM" on a
+    third model.
+    """
+    fgsm, generator = partial(attacks.fgsm, eps=eps), torch.Generator().manual_seed(seed)
+    step = min(1.0, 2.5 * eps / PGD_STEPS)
+    return {
+        "perturbed": made_on(source, fgsm),
+        "white-box FGSM": fgsm,
+        "white-box PGD": partial(attacks.pgd, eps=eps, step=step, iterations=PGD_STEPS, generator=generator),
+        "transfer FGSM": made_on(transfer, fgsm),
+    }
+
+
+def made_on(source: nn.Module, attack: Attack) -> Attack:
+    """``attack`` on ``source``, whichever model answers."""
+    return lambda model, images, labels: attack(source, images, labels)
+
+
+def leaking(trained: Trained, source: nn.Module, *, eps: float, seed: int) -> dict[str, pd.DataFrame]:
+    """Does a model read the label off the noise (label leaking, C3)? Outcomes by the name of the test.
+
+    FGSM follows the gradient of the loss at a label, so its noise ε · sign ∇ℓ, of ``source``, knows that label. "noise
+    alone": grey 0.5 and noise, without the image; "predicted label": noise made from ``source``'s own answer; "wrong
+    label": noise made from another class drawn at random, with a column ``misled``, 1 where that class is answered.
+    """
+    test, fgsm = trained.test, made_on(source, partial(attacks.fgsm, eps=eps))
+    random, classes = torch.Generator().manual_seed(seed), len(test.classes)
+    shift = torch.randint(1, classes, (len(test),), generator=random).numpy()
+    wrong = replace(test, labels=(test.labels + shift) % classes)
+    guess = torch.cat([measure.logits(source, x).argmax(dim=1).cpu() for x, _ in test.batches(64, device=_on(source))])
+    predicted = replace(test, labels=guess.numpy())
+
+    def alone(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return (0.5 + eps * attacks.gradient(source, images, labels).sign()).clamp(0, 1)
+
+    answers = {
+        name: dict(measure.attacked(trained.model, images, {name: attack}))[name]
+        for name, images, attack in (
+            ("noise alone", test, alone),
+            ("predicted label", predicted, fgsm),
+            ("wrong label", wrong, fgsm),
+        )
+    }
+    found = {name: _unmargined(rows(test, said)) for name, said in answers.items()}
+    said = answers["wrong label"].argmax(dim=1).numpy()
+    found["wrong label"]["misled"] = (said == wrong.labels).astype(float)
+    return found
+
+
+def _runs(chosen: Chosen[Profile], model: str, weights: str) -> tqdm:
+    """The trainings of one of the large networks, behind a progress bar."""
+    runs = chosen.runs(chosen.settings.network_trainings, model=model, weights=weights)
+    return tqdm(runs, f"{model} ({weights})", unit="training")
+
+
+def _on(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _answers(trained: Trained, asked: dict[str, Attack | None]) -> dict[str, Tensor]:
+    return dict(measure.attacked(trained.model, trained.test, asked))
+
+
+def _unmargined(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Without margins, which make up most of a record: these tests ask for answers alone."""
+    return outcomes.drop(columns="margin")
+
+
+def _add_clean(study: Study, trained: Trained, **about: object) -> None:
+    """A model's answers to clean images, and a row that belongs to no image: its last epoch's loss over its first."""
+    study.add(trained, rows(trained.test, _answers(trained, {"clean": None})["clean"]), **about, test="clean")
+    losses = [epoch["loss"] for epoch in trained.provenance["epochs"]]
+    seed = trained.provenance["run"]["seed"]
+    # A cluster of its own in each training, which has no other images to vary over.
+    row = {"image": "training", "group": f"training {seed}", "ratio": losses[-1] / losses[0]}
+    study.add(trained, pd.DataFrame([row]), **about, test="training loss")
+
+
+def _moved(trained: Trained, attack: Attack) -> pd.DataFrame:
+    """Answers to perturbed images, and how far each image's pixels moved, in grey levels of 255."""
+    answers, means, largest = [], [], []
+    for images, labels in trained.test.batches(measure.BATCH, device=_on(trained.model)):
+        perturbed = attack(trained.model, images, labels)
+        moved = 255 * (perturbed - images).abs().flatten(1)
+        answers.append(measure.logits(trained.model, perturbed).cpu())
+        means.append(moved.mean(dim=1).cpu())
+        largest.append(moved.amax(dim=1).cpu())
+    change = {"mean change": torch.cat(means).numpy(), "largest change": torch.cat(largest).numpy()}
+    return rows(trained.test, torch.cat(answers), **change)

@@ -1,0 +1,212 @@
+"""What a model answers, as rows of outcomes; and `Study`, which collects them and keeps neither models nor pixels."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hpatlib import claims, records
+from hpatlib._model import held_still
+from hpatlib.data import ImageSet
+from hpatlib.documents.profiles import Chosen
+from hpatlib.hybrid import Environment, perturb
+from hpatlib.records import Header, Images, Model, Record
+from hpatlib.runs import Trained, environment
+from hpatlib.stbo import stbo
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+BATCH = 64
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: Tensor, *, batch_size: int = BATCH) -> Tensor:
+    """The model's answers ``[N, classes]`` to ``images [N, C, H, W]``, in eval mode and in batches."""
+    with held_still(model):
+        return torch.cat([model(batch) for batch in images.split(batch_size)])
+
+
+def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = BATCH) -> Tensor:
+    """The model's answers ``[N, classes]`` to a set of images, on the CPU."""
+    device = next(model.parameters()).device
+    return torch.cat([logits(model, x).cpu() for x, _ in images.batches(batch_size, device=device)])
+
+
+def rows(images: ImageSet, answers: Tensor, **values: Any) -> pd.DataFrame:
+    """A row of outcomes an image: its id, group and label, the prediction and margin of ``answers [N, classes]``, and
+    ``values``, each a number or text for all, or an array ``[N]``."""
+    labels = torch.from_numpy(np.asarray(images.labels))
+    own = labels[:, None] == torch.arange(answers.shape[1])
+    scores = answers.detach().double().cpu()
+    if scores.shape[1] == 2:
+        margin = scores[:, 1] - scores[:, 0]
+    else:
+        margin = scores[own] - scores.masked_fill(own, -math.inf).amax(dim=1)
+    limit = float(np.finfo(np.float16).max)
+    about = {"label": images.labels, "prediction": scores.argmax(dim=1).numpy(), "margin": margin.clamp(-limit, limit)}
+    return pd.DataFrame(named(images) | about | values)
+
+
+def named(images: ImageSet) -> dict[str, np.ndarray]:
+    """The columns that say which image a row is about: its id, and what belongs together with it."""
+    return {"image": images.ids, "group": np.array([f"{images.name}/{group}" for group in images.groups])}
+
+
+def attacked(
+    model: nn.Module, images: ImageSet, attacks: dict[str, Attack | None], *, batch_size: int = BATCH
+) -> Iterator[tuple[str, Tensor]]:
+    """The model's answers ``[N, classes]`` under each attack by name (None: the images as they are)."""
+    device = next(model.parameters()).device
+    parts: dict[str, list[Tensor]] = {name: [] for name in attacks}
+    with tqdm(total=len(images) * len(attacks), desc="attack", unit="image", leave=False) as bar:
+        for x, labels in images.batches(batch_size, device=device):
+            for name, attack in attacks.items():
+                parts[name].append(logits(model, x if attack is None else attack(model, x, labels)).cpu())
+                bar.update(len(x))
+    return ((name, torch.cat(each)) for name, each in parts.items())
+
+
+def environments(
+    model: nn.Module,
+    data: ImageSet,
+    places: Sequence[Environment],
+    *,
+    readings: Sequence[str] = ("fixed", "searched"),
+    searches: int = 100,
+    seed: int = 0,
+    batch_size: int = BATCH,
+) -> dict[tuple[str, str], Tensor]:
+    """The model's answers ``[N, classes]`` on the CPU in each environment, by its name and reading (H25).
+
+    ``"fixed"`` takes the environment's transform, ``"searched"`` the worst one that STBO finds in its box with
+    ``searches`` queries an image; both after PGD at its ε. Where there is nothing to turn or shift, both are PGD alone.
+    A pixel attack is made once for all environments and readings that share it.
+    """
+    if unknown := set(readings) - {"fixed", "searched"}:
+        raise ValueError(f"unknown reading {unknown.pop()!r}: choose fixed or searched")
+    device = next(model.parameters()).device
+    answers: dict[tuple[str, str], list[Tensor]] = {(p.name, r): [] for p in places for r in readings}
+    with tqdm(total=len(data) * len(answers), desc="environments", unit="image", leave=False) as bar:
+        for number, (images, labels) in enumerate(data.batches(batch_size, device=device)):
+            attacked_images: dict[tuple, Tensor] = {}
+
+            def draws(number: int = number) -> torch.Generator:
+                # Anew for each attack: an environment's result must not hang on which others are asked for.
+                return torch.Generator().manual_seed(1_000_003 * seed + number)
+
+            for place in places:
+                asked = (place.eps, place.step, place.iterations)
+                if asked not in attacked_images:
+                    pixel = partial(place.pixel, generator=draws()) if place.pixel else None
+                    attacked_images[asked] = perturb(model, images, labels, pixel=pixel)
+                for reading in readings:
+                    spatial = place.fixed
+                    if reading == "searched" and spatial is not None:
+                        spatial = partial(stbo, box=place.box, evaluations=searches, generator=draws())
+                    shown = perturb(model, attacked_images[asked], labels, spatial=spatial)
+                    answers[place.name, reading].append(logits(model, shown).cpu())
+                    bar.update(len(images))
+    return {key: torch.cat(parts) for key, parts in answers.items()}
+
+
+def sample(data: ImageSet, count: int) -> ImageSet:
+    """At most ``count`` images, evenly spaced through the set, so that classes and patients keep their shares."""
+    return data.subset(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int))
+
+
+class Study:
+    """Collects what one chapter measures. Starting one checks the chapter's claims, before anything trains.
+
+    It keeps provenance and outcomes, never a model or a pixel.
+    """
+
+    def __init__(self, chapter: str, chosen: Chosen, conditions: Sequence[str]) -> None:
+        self.chapter, self.chosen, self.conditions = chapter, chosen, tuple(conditions)
+        self.claims = claims.check(chapter)
+        self.parts: list[pd.DataFrame] = []
+        self.models: dict[str, Model] = {}
+        self.images: dict[str, Images] = {}
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, asked: Trained | Model | None, outcomes: pd.DataFrame, **conditions: object) -> None:
+        """Rows of outcomes (`rows`) of a model under ``conditions``; None: no model is asked, as for textures.
+
+        A trained model is asked for its clean accuracy once. Raises ``ValueError`` for conditions other than the
+        study's, those that are columns of ``outcomes`` included.
+        """
+        given = {name for name in self.conditions if name in outcomes} | conditions.keys()
+        if given != set(self.conditions):
+            raise ValueError(f"outcomes of {self.chapter} need the conditions {self.conditions}, found {sorted(given)}")
+        number = 0 if asked is None else self.model(asked)
+        self.parts.append(outcomes.assign(model=number, **{k: str(v) for k, v in conditions.items()}))
+
+    def model(self, asked: Trained | Model) -> int:
+        """The number of a model in the record, after taking down its provenance."""
+        model = asked if isinstance(asked, Model) else self._taken_down(asked)
+        self.models.setdefault(model.key, model)
+        return list(self.models).index(model.key)
+
+    def saw(self, images: ImageSet) -> None:
+        """Take down a set of images that no model was trained on, as for textures."""
+        self.images.setdefault(images.fingerprint, Images(images.name, images.fingerprint, len(images), images.size))
+
+    def table(self, name: str, content: pd.DataFrame) -> None:
+        """A small tidy table that belongs to no image; missing values are left out of their row."""
+        found = [{k: v for k, v in row.items() if not pd.isna(v)} for row in content.to_dict("records")]
+        self.tables[name] = [{str(k): v.item() if hasattr(v, "item") else v for k, v in r.items()} for r in found]
+
+    def record(self) -> Record:
+        """Write the record to ``$HPAT_RECORDS`` (or the library's own folder) and return it."""
+        device = next((m.device for m in self.models.values() if m.device), "cpu")
+        empty = pd.DataFrame(columns=["model", *self.conditions, "image", "group"])
+        header = Header(
+            chapter=self.chapter,
+            profile=self.chosen.profile,
+            data=self.chosen.data,
+            seed=self.chosen.seed,
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
+            seconds=round(time.perf_counter() - self.chosen.started, 1),
+            claims=self.claims,
+            conditions=self.conditions,
+            models=list(self.models.values()),
+            images=list(self.images.values()),
+            tables=self.tables,
+            environment=environment("cuda" if device.startswith("cuda") else "cpu"),
+            sha256="",
+        )
+        content = pd.concat(self.parts, ignore_index=True) if self.parts else empty
+        return records.save(header, content, records.scratch())
+
+    def _taken_down(self, trained: Trained) -> Model:
+        about, run = trained.provenance, trained.provenance["run"]
+        if about["key"] in self.models:
+            return self.models[about["key"]]
+        data = about["data"]
+        count = data["train"] + data["test"]
+        images = Images(data["name"], data["fingerprint"], count, trained.test.size)
+        self.images.setdefault(images.fingerprint, images)
+        right = logits_of(trained.model, trained.test).argmax(dim=1).numpy() == trained.test.labels
+        treated = any(run.get(name) for name in ("static_eps", "adversary", "mixbn", "objective"))
+        return Model(
+            key=about["key"],
+            run={name: value for name, value in run.items() if value not in (None, False, 0, "")}
+            | {"seed": run["seed"]},
+            seed=run["seed"],
+            baseline=not treated and run.get("front") in (None, "replicated"),
+            dose=about.get("dose", {}),
+            losses=[round(epoch["loss"], 5) for epoch in about["epochs"]],
+            accuracy=round(float(right.mean()), 5),
+            trivial=round(float(np.bincount(trained.test.labels).max() / len(trained.test)), 5),
+            train=data["train"],
+            test=data["test"],
+            seconds=about["seconds"],
+            device=about["device"],
+        )
