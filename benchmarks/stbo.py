@@ -15,7 +15,7 @@ import torch
 from _timing import report, rounds
 from torch import nn
 
-from hpatlib import evaluation, runs, settings
+from hpatlib import measure, runs
 from hpatlib.spatial import Box, grid_search, losses, random_search
 from hpatlib.stbo import features, stbo
 from hpatlib.training import Recipe
@@ -79,11 +79,10 @@ def processes_against_botorch(steps: int = 6) -> None:
 
 def loss_against_the_grid(count: int = 64) -> None:
     real = bool(os.environ.get("HPAT_DATA"))
-    chosen = settings.choose("laptop", "real" if real else "phantom", 0).run
     recipe = Recipe(epochs=6, batch_size=32)
-    run = runs.Run("cnmc", real, SIZE, chosen.count, "patient", 1 / 3, "resnet18", "scratch", recipe, 0)
+    run = runs.Run("cnmc", real, SIZE, None, "patient", 1 / 3, "resnet18", "scratch", recipe, 0)
     trained = runs.train_or_load(run)
-    shown = evaluation.sample(trained.test, count)
+    shown = measure.sample(trained.test, count)
     images, labels = shown.tensors(next(trained.model.parameters()).device)
     for box in (Box(3, 30), Box(12, 180)):
         generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,9 @@ import torch
 from _timing import report, rounds
 from torch.nn import functional as F
 
-from hpatlib import models, runs, settings
+from hpatlib import models, runs
+from hpatlib.documents import hpat
+from hpatlib.documents.hpat import study
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import branch, convert_mixbn
 from hpatlib.spatial import losses
@@ -19,8 +21,8 @@ BATCH, STEPS = 16, 4
 
 def step_and_passes(name: str, size: int) -> None:
     device = runs.default_device()
-    chosen = settings.choose("laptop", "phantom", 0)
-    adversary: Adversary = chosen.adversaries["Adv_h"]
+    adversary = study.adversaries(hpat.choose("laptop", "phantom", 0))["Adv_h"]
+    assert isinstance(adversary, Adversary)
     images = torch.rand(BATCH * STEPS, 3, size, size)
     data = Examples(images, torch.arange(len(images)) % 2)
     torch.manual_seed(0)

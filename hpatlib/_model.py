@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from numbers import Integral
 from typing import Any, Literal
 
@@ -108,30 +107,32 @@ def check_losses(loss: Tensor) -> None:
 def objective(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """What an attack makes large, as a function of logits ``[B, K]`` and labels ``[B]``, one value an image ``[B]``.
 
-    ``"cross-entropy"``; ``"margin"``, see ``margin``; or a function of one's own, whose answer is checked for its
-    shape. Raises ``ValueError`` for anything else.
+    ``"cross-entropy"``; ``"margin"``, see ``margin``; or a function of one's own. Raises ``ValueError`` for anything
+    else, and for shapes that do not fit as soon as it is called.
     """
-    if loss == "cross-entropy":
-        return partial(F.cross_entropy, reduction="none")
-    if loss == "margin":
-        return margin
-    if not callable(loss):
+    if loss not in ("cross-entropy", "margin") and not callable(loss):
         raise ValueError(f'loss must be "cross-entropy", "margin" or a function of logits and labels, found {loss!r}')
 
-    def checked(logits: Tensor, labels: Tensor) -> Tensor:
-        values = loss(logits, labels)
+    def ascended(logits: Tensor, labels: Tensor) -> Tensor:
+        if len(logits) != len(labels):
+            raise ValueError(f"the model must answer each of {len(labels)} images, found logits {list(logits.shape)}")
+        if loss == "cross-entropy":
+            return F.cross_entropy(logits, labels, reduction="none")
+        values = margin(logits, labels) if loss == "margin" else loss(logits, labels)
         if not isinstance(values, Tensor) or values.shape != labels.shape:
             found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f'loss must return a value an image, [{len(labels)}], found {found}: reduction="none"?')
         return values
 
-    return checked
+    return ascended
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """max_{k ≠ y} z_k − z_y ``[B]``, above 0 where misclassified: tells images apart where cross-entropy saturates."""
-    own = F.one_hot(labels, logits.shape[1]).bool()
-    return logits.masked_fill(own, -math.inf).amax(dim=1) - logits[own]
+    if logits.shape[1] < 2:
+        raise ValueError(f"a margin is between two classes or more, found logits {list(logits.shape)}")
+    own = labels.unsqueeze(1)
+    return logits.scatter(1, own, -math.inf).amax(dim=1) - logits.gather(1, own).squeeze(1)
 
 
 def derivative(value: Tensor, x: Tensor, *, create_graph: bool = False) -> Tensor:

@@ -30,7 +30,7 @@ from hpatlib import documents, records
 from hpatlib._files import write
 from hpatlib.outcomes import Outcomes, Unmeasured
 from hpatlib.records import Record
-from hpatlib.statistics import Least, Quantity
+from hpatlib.statistics import Estimate, Quantity
 
 VERDICTS = ("supported", "contradicted", "no difference", "cannot tell", "inconclusive", "not yet tested")
 LEVEL = 0.05
@@ -119,6 +119,7 @@ class Judgement:
             low, high = self.quantity.interval()
             number = {"effect": self.quantity.value, "low": low, "high": high, "n": self.quantity.n}
             number = {k: round(v, 9) if isinstance(v, float) else v for k, v in number.items()}
+            number = {k: v if math.isfinite(v) else None for k, v in number.items()}  # JSON has no infinity
         c = self.claim
         about = {"id": c.id, "document": self.document, "chapter": c.chapter, "place": c.place, "sentence": c.sentence}
         rule = {"measure": c.measure, "direction": c.direction, "threshold": c.threshold, "unit": c.unit}
@@ -147,7 +148,7 @@ def of(document: str) -> tuple[Claim, ...]:
             raise ValueError(
                 f"claim {claim.id!r} has unknown gates {', '.join(sorted(unknown))}: choose of {', '.join(GATES)}"
             )
-        if missing := [gate for gate in claim.gates if gate not in documents.toml(document, "claims")["gates"]]:
+        if missing := [gate for gate in claim.gates if gate not in documents.toml(document, "claims").get("gates", {})]:
             raise ValueError(f"{document}/claims.toml gives no number for the gates {', '.join(missing)}")
         if claim.direction == "=" and not claim.margin:
             raise ValueError(f"claim {claim.id!r} asks for equality: it needs a margin")
@@ -210,7 +211,7 @@ def _competent(measured: Quantity, record: Record | None, margin: float) -> str:
 
 
 def _floor(measured: Quantity, record: Record | None, edge: float) -> str:
-    for part in measured.parts if isinstance(measured, Least) else (measured,):
+    for part in (measured,) if isinstance(measured, Estimate) else measured.parts:
         shares = [leaf for leaf in part.leaves if leaf.measure in ("accuracy", "ROI", "flips")]
         if shares and all(leaf.value <= edge for leaf in shares):
             return f"every {shares[0].measure} compared is at the floor ({max(x.value for x in shares):.3f} at most)"
@@ -254,7 +255,7 @@ def judge(document: str, chapters: Sequence[str] | None = None) -> list[Judgemen
     for (k, claim, found), far, close in zip(free, away, near, strict=True):
         verdict = _verdict(claim, found, far, close)
         uncorrected = _verdict(claim, found, _away(claim, found), _near(claim, found))
-        why = f"{found.would_decide(claim.threshold)} would decide it" if verdict == "inconclusive" else ""
+        why = _undecided(claim, found) if verdict == "inconclusive" else ""
         judged[k] = replace(judged[k], verdict=verdict, uncorrected=uncorrected, why=why)
     return [j for j in judged if chapters is None or j.claim.chapter in chapters]
 
@@ -296,6 +297,14 @@ def _verdict(claim: Claim, found: Quantity, away: float, near: float) -> str:
         holds = found.above(claim.threshold) < found.below(claim.threshold)
         return "supported" if holds == (claim.direction == ">") else "contradicted"
     return "no difference" if near < LEVEL else "inconclusive"
+
+
+def _undecided(claim: Claim, found: Quantity) -> str:
+    """What would decide a claim: for equality, what would carry the interval off the nearer end of its margin."""
+    margin = claim.margin or 0.0 if claim.direction == "=" else 0.0
+    edge = min((claim.threshold - margin, claim.threshold + margin), key=lambda end: abs(found.value - end))
+    more = found.would_decide(edge)
+    return more if more.startswith("the effect") else f"{more} would decide it"
 
 
 def _holm(p: list[float]) -> list[float]:

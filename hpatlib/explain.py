@@ -22,7 +22,10 @@ from hpatlib._model import (
     check_whole,
     derivative,
     held_still,
+    objective,
 )
+
+cross_entropy = objective("cross-entropy")  # [B], an image each
 
 Directions = Literal["gradient", "random"]
 
@@ -189,7 +192,7 @@ def landscape(
             b, i, j = index // points**2, index // points % points, index % points
             along, across = u[i].view(-1, 1, 1, 1), u[j].view(-1, 1, 1, 1)
             x = (images[b] + along * first[b] + across * second[b]).clamp_(0, 1)
-            losses.append(F.cross_entropy(model(x), labels[b], reduction="none"))
+            losses.append(cross_entropy(model(x), labels[b]))
     loss = torch.cat(losses)
     check_losses(loss)
     return loss.view(len(images), points, points)
@@ -209,7 +212,7 @@ def sharpness(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, i
     with held_still(model), torch.no_grad():
         clean, attacked = model(images), model(worst)
     check_logits(clean, labels)
-    before, after = (F.cross_entropy(logits, labels, reduction="none") for logits in (clean, attacked))
+    before, after = (cross_entropy(logits, labels) for logits in (clean, attacked))
     check_losses(after)
     return (after - before).clamp_(min=0)
 
@@ -234,7 +237,7 @@ def curvature(
         x, labels = images.detach().clone().requires_grad_(), labels.clone()
         logits = model(x)
         check_logits(logits, labels)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        loss = cross_entropy(logits, labels).sum()
         check_losses(loss.detach())
         gradient = derivative(loss, x, create_graph=True)
         value = x.new_zeros(len(x))

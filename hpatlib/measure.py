@@ -20,7 +20,7 @@ from hpatlib.data import ImageSet
 from hpatlib.documents.profiles import Chosen
 from hpatlib.hybrid import Environment, perturb
 from hpatlib.records import Header, Images, Model, Record
-from hpatlib.runs import Trained, environment
+from hpatlib.runs import Trained, default_device, environment
 from hpatlib.stbo import stbo
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -42,7 +42,12 @@ def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = BATCH) ->
 
 def rows(images: ImageSet, answers: Tensor, **values: Any) -> pd.DataFrame:
     """A row of outcomes an image: its id, group and label, the prediction and margin of ``answers [N, classes]``, and
-    ``values``, each a number or text for all, or an array ``[N]``."""
+    ``values``, each a number or text for all, or an array ``[N]``.
+
+    Raises ``ValueError`` for answers that are not finite, as those of a network whose training diverged.
+    """
+    if count := int((~answers.isfinite()).sum()):
+        raise ValueError(f"answers must be finite, found {count} that are not: see whether the training diverged")
     labels = torch.from_numpy(np.asarray(images.labels))
     own = labels[:, None] == torch.arange(answers.shape[1])
     scores = answers.detach().double().cpu()
@@ -165,7 +170,6 @@ class Study:
 
     def record(self) -> Record:
         """Write the record to ``$HPAT_RECORDS`` (or the library's own folder) and return it."""
-        device = next((m.device for m in self.models.values() if m.device), "cpu")
         empty = pd.DataFrame(columns=["model", *self.conditions, "image", "group"])
         header = Header(
             chapter=self.chapter,
@@ -179,7 +183,7 @@ class Study:
             models=list(self.models.values()),
             images=list(self.images.values()),
             tables=self.tables,
-            environment=environment("cuda" if device.startswith("cuda") else "cpu"),
+            environment=environment(default_device()),
             sha256="",
         )
         content = pd.concat(self.parts, ignore_index=True) if self.parts else empty

@@ -57,8 +57,8 @@ class SimpleCNN(nn.Sequential):
         for inputs, outputs in ((in_channels, 16), (16, 32), (32, 64)):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), *([nn.BatchNorm2d(outputs)] if norm else [])]
             layers += [nn.ReLU(), nn.MaxPool2d(2)]
-        last = _start_small(nn.Linear(64, classes))
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, 64), nn.ReLU(), last)
+        layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, 64), nn.ReLU()]
+        super().__init__(*layers, _start_small(nn.Linear(64, classes)))
 
 
 def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path = "imagenet") -> nn.Module:

@@ -54,11 +54,12 @@ class Outcomes:
                 raise Unmeasured(f"no condition {name!r}: choose one of {', '.join(self.conditions) or 'none'}")
             several = isinstance(value, list | tuple)
             wanted = [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
-            rows = rows[rows[name].isin(wanted)]
+            known, rows = rows[name], rows[rows[name].isin(wanted)]
+            if rows.empty:
+                asked = ", ".join(f"{each}={given[each]!r}" for each in given)
+                there = ", ".join(dict.fromkeys(known.astype(str)))
+                raise Unmeasured(f"nothing measured with {asked}: the values of {name!r} are {there or 'none'}")
             fixed += [] if several else [name]
-        if rows.empty:
-            asked = ", ".join(f"{name}={value!r}" for name, value in given.items())
-            raise Unmeasured(f"nothing measured with {asked}")
         return replace(self, rows=rows, conditions=tuple(c for c in self.conditions if c not in fixed))
 
     def values(self, condition: str) -> list[str]:
@@ -94,19 +95,19 @@ class Outcomes:
     def invariance(self, **reference: str) -> Cells:
         """ROI, equation 15: the share of predictions that are those of the same model and image at ``reference``,
         such as ``environment="H0", reading="clean"``."""
-        before = self._at(reference, "prediction")
-        return self._share("ROI", lambda rows: rows["prediction"] == before[rows.index], needs=before)
+        there, before = self._referred(reference)
+        return there._share("ROI", lambda rows: rows["prediction"] == before[rows.index])
 
     def flipped(self, **reference: str) -> Cells:
         """Of the predictions that are right at ``reference``, the share that is wrong here."""
-        before = self._at(reference, "prediction")
+        there, before = self._referred(reference)
 
         def share(rows: pd.DataFrame, leaf: tuple[Leaf, ...]) -> Estimate:
             right = before[rows.index] == rows["label"]
             lost = right & (rows["prediction"] != rows["label"])
             return self._mean(rows, lost, leaf) / self._mean(rows, right, ())
 
-        return Cells(replace(self, rows=self.rows.loc[before.index]), "flips", share)
+        return Cells(there, "flips", share)
 
     def mean(self, column: str) -> Cells:
         """The mean over images of a measured number; missing ones are left out."""
@@ -124,6 +125,8 @@ class Outcomes:
         return [c for c in self.rows.columns if c not in (*KEYS, *self.conditions)]
 
     def _trainings(self, rows: pd.DataFrame) -> np.ndarray | None:
+        if not self.seeds:  # no model was asked
+            return None
         seeds = np.array(self.seeds, dtype=object)[rows["model"].to_numpy()]
         return None if seeds[0] is None else seeds.astype(int)
 
@@ -136,9 +139,8 @@ class Outcomes:
             raise Unmeasured(f"no predictions were measured: there are {', '.join(self.measured)}")
         return replace(self, rows=self.rows[self.rows["prediction"] != NONE])
 
-    def _share(self, name: str, right: Callable[[pd.DataFrame], pd.Series], needs: pd.Series | None = None) -> Cells:
-        source = self._answered if needs is None else replace(self, rows=self.rows.loc[needs.index])
-        return Cells(source, name, lambda rows, leaf: self._mean(rows, right(rows), leaf))
+    def _share(self, name: str, right: Callable[[pd.DataFrame], pd.Series]) -> Cells:
+        return Cells(self._answered, name, lambda rows, leaf: self._mean(rows, right(rows), leaf))
 
     def _ratio(self, name: str, average: str, of: Callable[[Estimate, Estimate, Estimate], Estimate]) -> Cells:
         if average not in ("binary", "macro"):
@@ -154,17 +156,18 @@ class Outcomes:
 
         return Cells(self._answered, f"{average} {name}" if average == "macro" else name, score)
 
-    def _at(self, reference: Mapping[str, str], column: str) -> pd.Series:
-        """``column`` at the reference, for each row that has one: of the same model, image and other conditions."""
+    def _referred(self, reference: Mapping[str, str]) -> tuple[Outcomes, pd.Series]:
+        """The answers that have one at the reference, of the same model, image and other conditions; and that one."""
+        answered = self._answered
         others = [c for c in self.conditions if c not in reference]
-        there = self.where(**reference).rows
+        there = answered.where(**reference).rows
         key = ["model", "image", *others]
         if there.duplicated(key).any():
             raise ValueError(f"more than one row a model and image at {dict(reference)}: name more conditions")
-        wanted = there[[*key, column]].astype({name: str for name in ("image", *others)})
-        merged = self.rows[key].astype({name: str for name in ("image", *others)}).reset_index()
-        merged = merged.merge(wanted, on=key, how="inner").set_index("index")
-        return merged[column].sort_index()
+        wanted = there[[*key, "prediction"]].astype({name: str for name in ("image", *others)})
+        merged = answered.rows[key].astype({name: str for name in ("image", *others)}).reset_index()
+        before = merged.merge(wanted, on=key, how="inner").set_index("index")["prediction"].sort_index()
+        return replace(self, rows=answered.rows.loc[before.index]), before
 
 
 @dataclass(frozen=True, eq=False)

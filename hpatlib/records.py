@@ -7,12 +7,13 @@ Nothing here is a conclusion: those are computed from the outcomes whenever they
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -80,7 +81,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tables: dict[str, list[dict[str, str | float | int | None]]]
     environment: dict[str, Any]
     sha256: str
-    schema: int = 2
+    schema: Literal[2] = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,9 @@ class Record:
     def label(self) -> str:
         """Profile, data, n and trainings in a few words, for captions and legends."""
         h, kind = self.header, "real" if self.real else "phantom"
-        counts = self.outcomes.rows.groupby("model", observed=True)["image"].nunique()
+        rows = self.outcomes.rows
+        rows = rows[rows["label"] != outcomes.NONE] if "label" in rows else rows
+        counts = rows.groupby("model", observed=True)["image"].nunique()
         n = ""
         if len(counts):
             low, high = int(counts.min()), int(counts.max())
@@ -155,20 +158,26 @@ class Record:
 
 
 def save(header: Header, rows: pd.DataFrame, folder: Path) -> Record:
-    """Write a record below ``folder``: its outcomes first, its header last, so that a header has its outcomes."""
+    """Write a record below ``folder``: its outcomes first, its header last, so that a header has its outcomes.
+
+    Raises ``ValueError``, and writes nothing, where it contradicts itself.
+    """
     content = outcomes.encode(outcomes.tidy(rows, header.conditions))
     header = msgspec.structs.replace(header, sha256=hashlib.sha256(content).hexdigest())
     path = folder / header.chapter / f"{header.profile}-{header.data}-seed{header.seed}.json"
+    record = _record(path, header, content)
     write(path.with_suffix(".parquet"), content)
     write(path, msgspec.json.format(msgspec.json.encode(header), indent=1) + b"\n")
-    return _record(path, header, content)
+    return record
 
 
 def read(path: Path) -> Record:
     """One record. Raises ``ValueError`` that names the file when it is not a whole, valid record."""
     try:
-        header = msgspec.json.decode(path.read_bytes(), type=Header)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        header = msgspec.json.decode(content, type=Header)
+        json.loads(content, object_pairs_hook=_once)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} is not a record of this version ({error}): measure it anew, hpat run … --record"
         ) from error
@@ -176,6 +185,14 @@ def read(path: Path) -> Record:
     if not beside.is_file():
         raise ValueError(f"{path} has no outcomes beside it: {beside.name} is missing")
     return _record(path, header, beside.read_bytes())
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names occur once: of two, a reader would silently take the last."""
+    names = [name for name, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"it says {', '.join(sorted(twice))} twice")
+    return dict(pairs)
 
 
 def _record(path: Path, header: Header, content: bytes) -> Record:
@@ -196,7 +213,7 @@ def _faults(path: Path, header: Header, rows: pd.DataFrame) -> list[str]:
     name = f"{header.profile}-{header.data}-seed{header.seed}"
     if path.stem != name or not NAME.fullmatch(name):
         found.append(f"it is called {path.stem}, and should be {name}")
-    if not path.parent.as_posix().endswith(header.chapter):
+    if path.parent.parts[-2:] != tuple(header.chapter.split("/")):
         found.append(f"it stands in {path.parent.name}, and speaks of {header.chapter}")
     if header.data == "real" and any(images.name.startswith("phantom") for images in header.images):
         found.append("it calls phantoms real")
@@ -211,8 +228,9 @@ def _faults(path: Path, header: Header, rows: pd.DataFrame) -> list[str]:
     for column in ANSWERS:
         if column in rows and column != "margin" and (rows[column] < outcomes.NONE).any():
             found.append(f"its column {column} has negative classes")
-    if "margin" in rows and not np.isfinite(rows["margin"].dropna()).all():
-        found.append("a margin is not finite")
+    for column in rows.select_dtypes(np.floating):
+        if np.isinf(rows[column]).any():
+            found.append(f"its column {column} has infinite values")
     return found
 
 

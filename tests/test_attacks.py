@@ -1,5 +1,6 @@
 """Pixel attacks: equal to torchattacks, inside their budget, and without a trace in the model."""
 
+import math
 from functools import partial
 
 import pytest
@@ -8,8 +9,9 @@ import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
-from hpatlib.attacks import bim, fgsm, mifgsm, pgd
+from hpatlib.attacks import bim, fgsm, gradient, mifgsm, pgd, random_restarts
 
 EPS, STEP, ITERATIONS = 8 / 255, 2 / 255, 7
 ATTACKS = {
@@ -194,7 +196,14 @@ def test_bad_inputs_are_named(attack, spoil, message, model, images, labels):
         ({"step": -1}, "step must"),
         ({"iterations": 0}, "found 0"),
         ({"iterations": 2.5}, "found 2.5"),
+        ({"iterations": True}, "found True"),
+        ({"iterations": None}, "found None"),
+        ({"eps": "x"}, "eps must .* found 'x'"),
+        ({"eps": None}, "eps must .* found None"),
+        ({"step": True}, "step must .* found True"),
         ({"start": "normal"}, "found 'normal'"),
+        ({"loss": "hinge"}, "found 'hinge'"),
+        ({"loss": nn.CrossEntropyLoss()}, r"a value an image, \[6\], found \[\]"),
     ],
 )
 def test_budgets_without_meaning_are_refused(changed, message, model, images, labels):
@@ -208,3 +217,57 @@ def test_models_that_answer_nonsense_are_refused(images, labels):
         fgsm(nn.Identity(), images, labels, eps=EPS)
     with pytest.raises(ValueError, match="not finite"):
         fgsm(Broken(), images, labels, eps=EPS)
+
+
+LOSSES = {"restarts": partial(random_restarts, eps=EPS, step=STEP, iterations=3, restarts=1)} | ATTACKS
+ascending = pytest.mark.parametrize("attack", LOSSES.values(), ids=LOSSES.keys())
+
+
+@ascending
+def test_a_loss_of_ones_own_may_be_the_default(attack, model, images, labels):
+    def run(**options):
+        torch.manual_seed(3)
+        return attack(model, images, labels, **options)
+
+    own = partial(F.cross_entropy, reduction="none")
+    assert torch.equal(run(loss=own), run()) and torch.equal(run(loss="cross-entropy"), run())
+    assert not torch.equal(run(loss="margin"), run())
+
+
+def test_the_margin_of_a_linear_model_rises_along_a_difference_of_its_rows(images, labels):
+    torch.manual_seed(4)
+    layer = nn.Linear(768, 3)
+    model, z = nn.Sequential(nn.Flatten(), layer), layer(images.flatten(1))
+    best = [max({0, 1, 2} - {y}, key=lambda k, n=n: z[n, k].item()) for n, y in enumerate(labels.tolist())]
+    slope = (layer.weight[best] - layer.weight[labels]).detach().view_as(images)
+    torch.testing.assert_close(gradient(model, images, labels, loss="margin"), slope)
+    expected = (images + EPS * slope.sign()).clamp(0, 1)
+    torch.testing.assert_close(fgsm(model, images, labels, eps=EPS, loss="margin"), expected)
+
+
+@ascending
+def test_the_margin_moves_where_the_cross_entropy_is_saturated(attack, model, images):
+    class Loud(nn.Module):
+        def forward(self, images):
+            return 1e6 * model(images)
+
+    labels = model(images).argmax(dim=1)  # all right, and each cross-entropy exactly 0
+    assert (gradient(Loud(), images, labels) == 0).all()
+    moved = attack(Loud(), images, labels, loss="margin")
+    torch.manual_seed(0)
+
+    def gap(x):
+        z = model(x)
+        return z.gather(1, labels[:, None])[:, 0] - z.scatter(1, labels[:, None], -math.inf).amax(dim=1)
+
+    assert (gap(moved) < gap(images)).all()
+
+
+def test_restarts_under_a_margin_are_never_weaker_than_one_run(model, images, labels):
+    def gap(restarts):
+        random = torch.Generator().manual_seed(0)
+        effort = {"eps": EPS, "step": EPS, "iterations": 2, "restarts": restarts, "generator": random}
+        z = model(random_restarts(model, images, labels, loss="margin", **effort))
+        return z.gather(1, labels[:, None])[:, 0] - z.scatter(1, labels[:, None], -math.inf).amax(dim=1)
+
+    assert (gap(4) <= gap(1) + 1e-6).all()

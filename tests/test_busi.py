@@ -242,6 +242,7 @@ def test_breastmnist(tmp_path):
     assert (scans.name, scans.real, scans.classes) == ("breastmnist", True, ("not malignant", "malignant"))
     assert (scans.images[:8, 0] == arrays["train_images"]).all() and scans.images.shape == (15, 1, 28, 28)
     assert scans.labels[:4].tolist() == [1, 0, 1, 0]  # MedMNIST's 0 is malignant
+    assert scans.ids.tolist() == [f"{BREAST}/{n}" for n in range(15)]
     assert data.load("breastmnist", real=True, size=32, root=tmp_path).images.shape == (15, 1, 32, 32)
     with pytest.raises(FileNotFoundError, match="Real BUSI images are missing"):  # it never takes BUSI's place
         load(tmp_path)

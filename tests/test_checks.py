@@ -75,6 +75,17 @@ class Before(nn.Module):
         return self.factor * self.model(self.stage(images))
 
 
+class Cut(Before):
+    def forward(self, images):
+        return super().forward(images).detach()
+
+
+class Unrecorded(Before):
+    @torch.inference_mode()
+    def forward(self, images):
+        return super().forward(images)
+
+
 def accuracy(model, images, labels):
     return (logits(model, images).argmax(dim=1) == labels).double().mean().item()
 
@@ -211,6 +222,14 @@ MASKED = {
     # One step of the whole budget: from a quarter of a period it reaches a crest, a whole period is lost on it.
     "overshooting": (lambda model: Before(model, waves(8, EPS)), {"iterations": 1, "restarts": 1}, {"rises with ε"}),
 }
+MASKED |= {
+    # The gradient is cut altogether: a sign to report like any other, not an error.
+    "detached": (
+        lambda model: Cut(model),
+        {},
+        {"zero gradients", "gradient-free beats gradient", "transfer beats white-box"},
+    ),
+}
 EFFORT = {"eps": EPS, "iterations": 10, "restarts": 2, "queries": 120}
 
 
@@ -328,6 +347,60 @@ class Broken(nn.Module):
 def test_square_names_bad_budgets(changed, message, model, images, labels):
     with pytest.raises(ValueError, match=message):
         square(model, images, labels, **{"eps": 0.1, "queries": 5} | changed)
+
+
+@pytest.mark.parametrize("cut", [Cut, Unrecorded])
+def test_a_cut_gradient_is_reported_and_a_cut_surrogate_refused(cut, model, images, labels):
+    effort = {"eps": 0.1, "iterations": 1, "restarts": 2, "queries": 4}
+    assert (gather(cut(model), model, images, labels, **effort).zero_gradient == 1).all()
+    with pytest.raises(ValueError, match="no gradient"):
+        gather(model, cut(model), images, labels, **effort)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"eps": "x"}, "found 'x'"),
+        ({"iterations": 0}, "iterations must .* found 0"),
+        ({"restarts": True}, "restarts must .* found True"),
+        ({"queries": 1}, "queries must .* found 1"),
+        ({"batch_size": 0}, "batch_size must .* found 0"),
+        ({"seed": None}, "seed must .* found None"),
+    ],
+)
+def test_an_effort_without_meaning_is_refused(changed, message, model, images, labels):
+    with pytest.raises(ValueError, match=message):
+        gather(model, model, images, labels, **{"eps": 0.1} | changed)
+
+
+def test_numpys_numbers_are_an_effort(model, images, labels):
+    effort = {"iterations": 1, "restarts": 2, "queries": 4, "batch_size": 4, "seed": 3}
+    found = gather(model, model, images, labels, eps=np.float64(0.1), **{k: np.int64(v) for k, v in effort.items()})
+    expected = gather(model, model, images, labels, eps=0.1, **effort)
+    assert verdicts(found).equals(verdicts(expected)) and found.budgets == expected.budgets
+
+
+def test_both_models_must_answer_with_logits(model, images, labels):
+    class Pair(nn.Module):
+        def forward(self, images):
+            return model(images), None
+
+    for one, other in ((Pair(), model), (model, Pair())):
+        with pytest.raises(ValueError, match="found a tuple"):
+            gather(one, other, images, labels, eps=0.1)
+
+
+def test_square_takes_a_loss_of_ones_own(model, images, labels):
+    def run(loss):
+        return square(model, images, labels, eps=0.05, queries=30, loss=loss, generator=generator())
+
+    def own(logits, labels):
+        return -logits.gather(1, labels[:, None])[:, 0]
+
+    assert torch.equal(run(lambda z, y: F.cross_entropy(z, y, reduction="none")), run("cross-entropy"))
+    lowered = logits(model, run(own)).gather(1, labels[:, None]) <= logits(model, images).gather(1, labels[:, None])
+    right = (logits(model, run(own)).argmax(dim=1) == labels)[:, None]
+    assert (lowered | ~right).all()
 
 
 def test_bad_inputs_are_named(model, images, labels):

@@ -1,6 +1,7 @@
 """Data sets: layouts, faulty files, cache, splits, fetching; on tiny made-up trees and, where it is, real C-NMC."""
 
 import os
+import re
 import subprocess
 import sys
 import types
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hpatlib import data
-from hpatlib.data import cnmc, images
+from hpatlib.data import cnmc, images, photographs
 from hpatlib.data.images import ImageSet, Item, Source
 
 REPOSITORY = Path(__file__).parents[1]
@@ -276,6 +277,28 @@ def test_the_cell_phantom():
     assert first.fingerprint == again.fingerprint != other.fingerprint
 
 
+GOLDEN = {  # of 6 images of 16 px with seed 0, and of 5 images of 32 px with seed 3: keys of trained models follow
+    "cnmc": ("4d945f32868b61fe", "9cc4917eaed5a28c"),
+    "busi": ("74ba3e04626957ea", "383493b706904810"),
+    "busi2": ("bb4807e597cdbdfb", "fdec3971e9a94b64"),
+    "brain_mri": ("eda475f7ad20b2c2", "852a25424d349788"),
+    "chest_xray": ("c4453ce05065445e", "679a531cc83aba9b"),
+    "chest_ct": ("f8a3a875165789ba", "07d30f974406c6c7"),
+    "photographs": ("f100ed12ff22daac", "0dba7595bcd59333"),
+}
+
+
+@pytest.mark.parametrize("key", GOLDEN)
+def test_drawn_images_stay_what_they_are(key):
+    sets = [data.load(key, real=False, size=s, count=n, seed=seed) for s, n, seed in ((16, 6, 0), (32, 5, 3))]
+    assert tuple(drawn.fingerprint for drawn in sets) == GOLDEN[key]
+    assert sets[0].ids.tolist() == list("012345") and not sets[0].real
+
+
+def test_every_phantom_is_pinned():
+    assert {key for key, source in data.SOURCES.items() if source.phantom} == set(GOLDEN) and images.DECODER == 2
+
+
 # The cache
 
 
@@ -405,6 +428,63 @@ def test_subset():
     assert len(same) == 1 and not same & {cells.fingerprint, part.fingerprint}
 
 
+class Watched(np.ndarray):
+    """An array that remembers how many images were read from it at most at once."""
+
+    def __getitem__(self, index):
+        read = super().__getitem__(index)
+        if isinstance(read, np.ndarray) and self.ndim == 4:
+            Watched.most = max(Watched.most, len(read) if read.ndim == 4 else 1)
+        return np.asarray(read)
+
+
+def test_only_the_rows_asked_for_are_read():
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 1, 4, 4), np.uint8)
+    cells, Watched.most = made(np.arange(60) % 2, range(60), pixels=pixels.view(Watched)), 0
+    train, test = data.split(cells, by="patient")
+    half = train.subset(slice(0, None, 2)).subset(np.arange(20) % 2 == 1)
+    assert half.store is test.store is cells.store and (half.size, half.channels, len(half)) == (4, 1, 10)
+    assert Watched.most == 0
+    data.split(cells, by="image")
+    assert Watched.most == 1  # one image at a time
+    batches = torch.cat([images_ for images_, _ in half.batches(3)])
+    assert Watched.most == 3
+    assert torch.equal((255 * batches).round().byte(), torch.from_numpy(half.images)) and Watched.most == 10
+    assert (half.images == pixels[half.ids.astype(int)]).all()
+
+
+def test_reading_leaves_no_pages_mapped(tmp_path):
+    """A new map for each read, and never of other rows: views of a map do not know where in the file they begin."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 4, 4), np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    whole = np.load(tmp_path / "images.npy", mmap_mode="r")
+    for part in (slice(None), slice(3, None), slice(None, None, -1), slice(2)):
+        store, expected = whole[part], pixels[part]
+        cells = made([0] * len(store), range(len(store)), pixels=store)
+        assert (cells.images == expected).all() and (cells.pixels([1, 0]) == expected[[1, 0]]).all()
+    cells = made([0] * 8, range(8), pixels=whole)
+    assert not np.shares_memory(cells.images, whole) and not np.shares_memory(cells.pixels(2), whole)
+
+
+def test_ids(tmp_path):
+    cells = load(tree(tmp_path / "a", top="C-NMC_training_data"))
+    assert cells.ids.tolist() == [f"C-NMC_training_data/{name}.bmp" for name in sorted(TREE)]
+    assert cells.subset([4, 1]).subset([1]).ids.tolist() == [cells.ids[1]]
+    train, test = data.split(data.load("cnmc", real=False, size=16, count=60), by="image")
+    assert sorted([*train.ids, *test.ids], key=int) == [str(n) for n in range(60)]
+    plain = made([0, 1, 1], "abc")
+    named = replace(plain, ids=np.array(["x", "y", "z"]))
+    assert plain.ids.tolist() == ["0", "1", "2"] and named.fingerprint == plain.fingerprint
+    assert named.subset([2, 0]).fingerprint == plain.subset([2, 0]).fingerprint
+    assert named.subset(np.array([False, True, True])).ids.tolist() == ["y", "z"]
+    with pytest.raises(ValueError, match="made: 2 images have the id 'x', expected another for each"):
+        replace(plain, ids=np.array(["x", "y", "x"]))
+    with pytest.raises(ValueError, match="2 images have the id '1'"):
+        plain.subset([1, 1])
+    with pytest.raises(ValueError, match="3 images, 3 labels, 3 groups and 2 ids"):
+        replace(plain, ids=np.array(["x", "y"]))
+
+
 def test_arrays_that_do_not_fit_together_are_refused():
     with pytest.raises(ValueError, match="made: 3 images, 3 labels and 2 groups"):
         made([0, 1, 1], "ab")
@@ -471,6 +551,157 @@ def test_impossible_splits_are_explained(labels, groups, options, text):
         data.split(made(labels, list(groups)), **options)
 
 
+# Sets of one's own
+
+
+def own(root, *, each=(3, 2, 2)):
+    for label, (name, count) in enumerate(zip(("b", "a", "c"), each, strict=True)):
+        for n in range(count):
+            draw(root / name / f"scan {n}.png", 10 * label + n, side=40 + n, mode=("L", "RGB")[n % 2])
+    return root
+
+
+def test_own_folders(tmp_path, monkeypatch):
+    folder = own(tmp_path / "mine")
+    (folder / ".hidden").mkdir()
+    (folder / "a/notes.txt").write_text("x")
+    mine = ImageSet.from_folder(folder, size=8)
+    assert (mine.name, mine.real, mine.classes, mine.channels, mine.size) == ("mine", True, ("a", "b", "c"), 1, 8)
+    assert mine.labels.tolist() == [0, 0, 1, 1, 1, 2, 2] and len(set(mine.groups)) == 7
+    assert mine.ids.tolist() == [
+        f"{name}/scan {n}.png" for name, count in (("a", 2), ("b", 3), ("c", 2)) for n in range(count)
+    ]
+    swapped = ImageSet.from_folder(str(folder), size=8, classes=("c", "a"), crop=20, pad=True)
+    assert swapped.classes == ("c", "a") and swapped.ids.tolist()[0] == "c/scan 0.png" and len(swapped) == 4
+    elsewhere = ImageSet.from_folder(own(tmp_path / "copy/mine"), size=8, cache=tmp_path / "cache")
+    assert elsewhere.fingerprint == mine.fingerprint and (tmp_path / "cache").is_dir()
+    train, test = data.split(mine, by="patient", test=1 / 2)
+    assert len(train) + len(test) == 7
+    monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    assert ImageSet.from_folder(folder, size=8).fingerprint == mine.fingerprint
+
+
+def test_own_folders_that_cannot_be_used(tmp_path):
+    folder = own(tmp_path / "mine", each=(3, 0, 2))
+    (folder / "a").mkdir()
+    with pytest.raises(ValueError, match=r"2 faults in the class folders of mine:") as error:
+        ImageSet.from_folder(folder, size=8, classes=("a", "b", "d"))
+    assert f"{folder / 'a'}: no image in it" in str(error.value) and f"{folder / 'd'}: no such" in str(error.value)
+    with pytest.raises(ValueError, match=r"expected at least two classes, found b"):
+        ImageSet.from_folder(folder, size=8, classes=("b",))
+    with pytest.raises(ValueError, match=r"expected at least two classes, found none"):
+        ImageSet.from_folder(folder / "a", size=8)
+    with pytest.raises(ValueError, match=r"b: named more than once"):
+        ImageSet.from_folder(folder, size=8, classes=("b", "b", "c"))
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere: expected one that holds a folder for"):
+        ImageSet.from_folder(tmp_path / "nowhere", size=8)
+    for options, text in (
+        ({"size": 0}, "size is 0"),
+        ({"size": 8, "crop": 0}, "crop is 0"),
+        ({"size": 8, "mode": "grey"}, "Unknown mode 'grey': choose one of RGB, L"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            ImageSet.from_folder(folder, **options)
+    (folder / "b/scan 0.png").write_bytes(b"")
+    (folder / "c/scan 1.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="2 of 5 images cannot be used") as error:
+        ImageSet.from_folder(folder, size=8, classes=("b", "c"))
+    assert "b/scan 0.png: unreadable" in str(error.value) and "c/scan 1.png: unreadable" in str(error.value)
+
+
+def test_a_tilde_is_the_home_folder_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tree(tmp_path / "images")
+    monkeypatch.setenv("HPAT_HOME", "~/kept")
+    assert len(load("~/images")) == 6 and (tmp_path / "kept/data").is_dir()
+    load("~/images", cache="~/cache")
+    assert (tmp_path / "cache").is_dir() and data.status("~/images")[0]["images"] == 6
+    monkeypatch.setenv("HPAT_DATA", "~/images")
+    assert len(load(None)) == 6 and data.even_count("cnmc") == 6
+    kagglehub(monkeypatch, lambda handle: pytest.fail("fetched, though it is there"))
+    assert data.fetch("cnmc", "~/images") == tmp_path / "images/cnmc"
+    assert len(ImageSet.from_folder(own(tmp_path / "mine") and "~/mine", size=8)) == 7
+    assert not Path("~").exists()
+
+
+# Photographs and natural images
+
+
+def test_photographs_are_a_data_set_without_leaks():
+    def load(count, seed=3):
+        return data.load("photographs", real=False, size=16, count=count, seed=seed)
+
+    crops = load(60)
+    assert (crops.name, crops.real, crops.classes) == ("photographs", False, ("living", "thing"))
+    assert crops.images.shape == (60, 1, 16, 16) and crops.labels.sum() == 30
+    for label, of_class in enumerate(photographs.CLASSES.values()):
+        assert {group.split(",")[0] for group in crops.groups[crops.labels == label]} == set(of_class)
+    train, test = data.split(crops, by="patient", test=1 / 5, seed=0)
+    assert not set(train.groups) & set(test.groups) and set(test.labels) == {0, 1}
+    assert np.array_equal(load(20).images, crops.images[:20])
+    with pytest.raises(ValueError, match="count is 0"):
+        load(0)
+
+
+def test_what_is_drawn_has_no_files(tmp_path):
+    for ask in (
+        lambda: data.load("photographs", real=True, size=16),
+        lambda: data.load("photographs", real=True, size=16, part="all"),
+        lambda: data.even_count("photographs"),
+        lambda: data.fetch("photographs", tmp_path),
+    ):
+        with pytest.raises(ValueError, match="photographs has no files to read, it is drawn: pass real=False"):
+            ask()
+    assert "photographs" not in {row["key"] for row in data.status()}
+
+
+NATURAL = {"n01_tench.JPEG": "yes", "n02_ox.JPEG": "yes", "n03_cup.JPEG": "no", "n04_bus.JPEG": "no"}
+
+
+def sample(root, rows=()):
+    for n, name in enumerate(NATURAL):
+        draw(root / "natural/imagenet-sample-images" / name, n, side=40 + n)
+    lines = [f"{name},{name[:3]},{n},{animal}" for n, (name, animal) in enumerate(rows or NATURAL.items())]
+    (root / "natural/classes.csv").write_text("\n".join(["file,wnid,index,animal", *lines]) + "\n")
+    return root
+
+
+def natural(root, **options):
+    return data.load("natural", real=True, root=root, **{"size": 16, **options})
+
+
+def test_natural_images(tmp_path):
+    pictures = natural(sample(tmp_path))
+    assert (pictures.name, pictures.real, pictures.classes) == ("natural", True, ("thing", "animal"))
+    assert pictures.labels.tolist() == [1, 1, 0, 0] and pictures.images.shape == (4, 1, 16, 16)
+    assert pictures.ids[0] == "imagenet-sample-images/n01_tench.JPEG" and len(set(pictures.groups)) == 4
+    (tmp_path / "natural/imagenet-sample-images/n02_ox.JPEG").unlink()  # a partial copy
+    assert natural(tmp_path).labels.tolist() == [1, 0, 0] and data.even_count("natural", root=tmp_path) == 2
+    with pytest.raises(ValueError, match="natural has no phantom"):
+        data.load("natural", real=False, size=16)
+
+
+def test_natural_images_that_cannot_be_used(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^Real ImageNet sample images are missing: .*\. Set HPAT_DATA to"):
+        natural(tmp_path)
+    with pytest.raises(ValueError, match=r"natural has no address to fetch it from: put its files into .*natural"):
+        data.fetch("natural", tmp_path)
+    wrong = {**NATURAL, "n01_tench.JPEG": "perhaps"}
+    del wrong["n04_bus.JPEG"]
+    with pytest.raises(ValueError, match="3 faults in the ImageNet sample") as error:
+        natural(sample(tmp_path, [*wrong.items(), ("n02_ox.JPEG", "no")]))
+    for text in ("n01_tench.JPEG: animal is 'perhaps'", "n02_ox.JPEG: more than one row", "n04_bus.JPEG: no row in"):
+        assert text in str(error.value)
+    with pytest.raises(ValueError, match=r"under .*natural have no thing"):
+        natural(sample(tmp_path, [(name, "yes") for name in NATURAL]))
+    (tmp_path / "natural/classes.csv").write_text("file,animal\n")
+    with pytest.raises(ValueError, match=r"classes.csv lacks \['index', 'wnid'\]: found the columns \['file', 'an"):
+        natural(tmp_path)
+    (tmp_path / "natural/classes.csv").unlink()
+    with pytest.raises(ValueError, match=r"imagenet-sample-images has images but no classes: put classes.csv beside"):
+        natural(tmp_path)
+
+
 # Fetching and listing
 
 
@@ -534,6 +765,10 @@ def test_sources_are_complete():
     for key, source in data.SOURCES.items():
         assert isinstance(source, Source) and source.key == key and source.mode in images.READABLE
         assert (source.phantom is None or callable(source.phantom)) and source.citation and source.licence
+        assert source.parts or source.phantom
+        assert source.label and len(source.label) <= 20 and re.fullmatch("#[0-9A-F]{6}", source.colour)
+    colours = {source.colour: source.folder or key for key, source in data.SOURCES.items() if key != "busi"}
+    assert len(colours) == len(data.SOURCES) - 1  # only the two of BUSI share one
 
 
 # The real things: any copy of them, whole or partial, so counts come from its folders and never from here
@@ -545,6 +780,7 @@ PUBLISHED = {  # images of each class when complete
     "brain_mri": (2000, 5023),
     "chest_xray": (1583, 4273),
     "chest_ct": (536, 561),
+    "natural": (602, 398),
     "breastmnist": (570, 210),
     "pneumoniamnist": (1583, 4273),
 }

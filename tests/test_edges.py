@@ -13,9 +13,12 @@ from torch.utils._pytree import tree_leaves
 
 from hpatlib import hybrid
 from hpatlib import stbo as stbo_module
-from hpatlib.attacks import bim, fgsm, mifgsm, pgd
+from hpatlib.attacks import bim, fgsm, gradient, gradient_step, mifgsm, pgd, random_restarts
+from hpatlib.explain import attention, curvature, landscape, sharpness
+from hpatlib.glcm import glcm, texture_features
 from hpatlib.models import build
 from hpatlib.spatial import Box, grid_search, random_search, transform
+from hpatlib.square import square
 from hpatlib.stbo import NOISE, stbo
 
 EPS, STEP = 8 / 255, 2 / 255
@@ -109,9 +112,201 @@ def test_a_decay_without_meaning_is_refused(decay, model, images, labels):
         mifgsm(model, images, labels, eps=EPS, step=STEP, iterations=2, decay=decay)
 
 
-def test_numpy_counts_are_whole_numbers(model, images, labels):
-    found = bim(model, images, labels, eps=np.float32(EPS), step=STEP, iterations=np.int64(2))
-    assert found.shape == images.shape
+# every method ----------------------------------------------------------------------------------------------------
+
+BY_GRADIENT = ATTACKS | {
+    "restarts": lambda *a: random_restarts(
+        *a, eps=EPS, step=STEP, iterations=2, restarts=2, generator=torch.Generator().manual_seed(0)
+    ),
+    "gradient": gradient,
+    "gradient step": lambda *a: gradient_step(*a, eps=0.5),
+}
+SEARCHES = {
+    "grid": lambda *a: grid_search(*a, Box(2, 30), counts=(1, 1, 2)),
+    "one transform": lambda *a: random_search(*a, Box(2, 30), evaluations=1),
+    "sobol": lambda *a: random_search(*a, Box(2, 30), evaluations=2, sobol=True),
+    "stbo": lambda *a: stbo(*a, Box(2, 30), evaluations=12),
+    "stbo batch": lambda *a: stbo(*a, Box(2, 30), evaluations=3, scope="batch"),
+}
+METHODS = BY_GRADIENT | SEARCHES | {"square": lambda *a: square(*a, eps=EPS, queries=5)}
+MEASURES = {
+    "attention": attention,
+    "landscape": lambda *a: landscape(*a, eps=EPS, points=3),
+    "sharpness": lambda *a: sharpness(*a, eps=EPS, iterations=2),
+    "still": lambda *a: sharpness(*a, eps=0, iterations=2),
+    "curvature": lambda *a: curvature(*a, iterations=2),
+}
+
+
+class Answers(nn.Module):
+    """``model`` and what becomes of its logits."""
+
+    def __init__(self, model, change):
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, images):
+        return self.change(self.model(images))
+
+
+class WithoutGradient(Answers):
+    @torch.no_grad()
+    def forward(self, images):
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda z: (z, z), "found a tuple"),
+        (lambda z: {"logits": z}, "found a dict"),
+        (lambda z: z.argmax(dim=1, keepdim=True).expand(-1, 3), "torch.int64"),
+        (lambda z: z[:, :2], r"labels must lie in 0…1 \(the model has 2 classes\), found 0…2"),
+        (lambda z: z[:1], "6 images"),
+        (lambda z: z[:, 0], r"found \[\d\]"),
+        (lambda z: z.masked_fill(torch.tensor([True, False, False]), -math.inf), "not finite"),
+    ],
+    ids=["tuple", "dict", "classes", "too few classes", "one answer", "no classes", "-inf"],
+)
+@pytest.mark.parametrize("method", (METHODS | MEASURES).values(), ids=(METHODS | MEASURES).keys())
+def test_answers_that_are_no_logits_are_named(method, change, message, model, images, labels):
+    if method is attention and message == "6 images":
+        pytest.skip("no loss of each image is asked for")
+    with pytest.raises(ValueError, match=message):
+        method(Answers(model, change), images, labels)
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda m: Answers(m, torch.Tensor.detach), lambda m: WithoutGradient(m, lambda z: z)], ids=["detach", "off"]
+)
+@pytest.mark.parametrize("name", METHODS | MEASURES)
+def test_only_what_needs_a_gradient_refuses_a_model_without(name, cut, model, images, labels):
+    method = (METHODS | MEASURES)[name]
+    if name in SEARCHES or name in ("square", "still"):
+        method(cut(model), images, labels)
+    else:
+        with pytest.raises(ValueError, match="no gradient"):
+            method(cut(model), images, labels)
+
+
+def test_a_model_that_hides_its_input_has_no_gradient(model, images, labels):
+    class Hidden(nn.Module):
+        def forward(self, images):
+            return model(images.detach()) * torch.ones(3, requires_grad=True)
+
+    with pytest.raises(ValueError, match="no gradient"):
+        fgsm(Hidden(), images, labels, eps=EPS)
+
+
+TRAINABLE = METHODS | {
+    "fgsm at 0": lambda *a: fgsm(*a, eps=0),
+    "square at 0": lambda *a: square(*a, eps=0),
+    "transform": lambda m, x, y: transform(x, torch.ones(6, 3)),
+    "noise": lambda *a: hybrid.random_noise(*a, eps=EPS),
+}
+
+
+@pytest.mark.parametrize("method", TRAINABLE.values(), ids=TRAINABLE.keys())
+def test_what_is_made_in_inference_mode_can_be_trained_on(method, model, images, labels):
+    with torch.inference_mode():
+        found = method(model, images.clone(), labels.clone())
+    for tensor in [found] if isinstance(found, torch.Tensor) else vars(found).values():
+        assert not tensor.is_inference() and not tensor.requires_grad
+    made = found if isinstance(found, torch.Tensor) else found.images
+    F.cross_entropy(model(made), labels).backward()
+    assert model[0].weight.grad is not None
+
+
+def test_a_transform_still_follows_gradients(images):
+    s = torch.ones(6, 3, requires_grad=True)
+    with torch.no_grad():
+        assert not transform(images, s).requires_grad
+    assert transform(images, s).requires_grad
+
+
+# numbers ---------------------------------------------------------------------------------------------------------
+
+NUMBERS = {  # each with numbers of a kind, whole and not
+    "bim": lambda a, i, f: bim(*a, eps=f(0.25), step=f(0.125), iterations=i(2)),
+    "mifgsm": lambda a, i, f: mifgsm(*a, eps=f(0.25), step=f(0.125), iterations=i(2), decay=f(0.5)),
+    "restarts": lambda a, i, f: random_restarts(
+        *a, eps=f(0.25), step=f(0.125), iterations=i(2), restarts=i(2), generator=torch.Generator().manual_seed(0)
+    ),
+    "square": lambda a, i, f: square(
+        *a, eps=f(0.25), queries=i(4), p=f(0.5), generator=torch.Generator().manual_seed(0)
+    ),
+    "grid": lambda a, i, f: grid_search(*a, Box(i(2), f(30.5)), counts=(i(1), i(2), i(2))).images,
+    "random": lambda a, i, f: (
+        random_search(*a, Box(f(2.5), i(30)), evaluations=i(3), generator=torch.Generator().manual_seed(0)).images
+    ),
+    "stbo": lambda a, i, f: (
+        stbo(
+            *a,
+            Box(f(2.5), f(30)),
+            evaluations=i(6),
+            initial=i(2),
+            candidates=(i(4), i(4)),
+            refit_every=i(4),
+            generator=torch.Generator().manual_seed(0),
+        ).images
+    ),
+    "glcm": lambda a, i, f: glcm(a[1][:, :1], [i(1), f(2)], [f(0.5)], i(8)),
+    "texture": lambda a, i, f: texture_features(
+        a[1][:, :1], distance=f(2), angles=i(4), window=i(8), stride=i(4), features=["contrast"]
+    )["contrast"],
+    "curvature": lambda a, i, f: curvature(*a, iterations=i(2), generator=torch.Generator().manual_seed(0)),
+    "landscape": lambda a, i, f: landscape(
+        *a, eps=f(0.25), points=i(3), batch_size=i(4), generator=torch.Generator().manual_seed(0)
+    ),
+    "environment": lambda a, i, f: hybrid.perturb(*a, spatial=hybrid.environment(i(3)).fixed),
+    "adversary": lambda a, i, f: hybrid.Adversary(
+        eps=f(0.25), step=f(0.125), iterations=i(2), translation=f(2), rotation=i(0), evaluations=i(1)
+    )(*a),
+}
+
+
+@pytest.mark.parametrize("method", NUMBERS.values(), ids=NUMBERS.keys())
+def test_numpys_numbers_are_numbers(method, model, images, labels):
+    expected = method((model, images, labels), int, float)
+    for whole, real in ((np.int64, np.float32), (np.uint8, np.float64)):
+        assert torch.equal(method((model, images, labels), whole, real), expected)
+
+
+@pytest.mark.parametrize("wrong", [True, None, "x", 2.5], ids=repr)
+@pytest.mark.parametrize("method", NUMBERS.values(), ids=NUMBERS.keys())
+def test_what_is_no_count_is_named(method, wrong, model, images, labels):
+    if method is NUMBERS["grid"] and wrong == 2.5:
+        pytest.skip("a box may be 2.5 pixels wide")
+    with pytest.raises(ValueError, match=f"found .*{wrong!r}"):
+        method((model, images, labels), lambda _: wrong, float)
+
+
+@pytest.mark.parametrize("wrong", [True, None, "x", float("nan"), 1j, np.bool_(True)], ids=repr)
+@pytest.mark.parametrize("name", NUMBERS.keys() - {"curvature", "environment"})
+def test_what_is_no_number_is_named(name, wrong, model, images, labels):
+    with pytest.raises(ValueError, match=f"found .*{wrong!r}".replace("(", r"\(").replace(")", r"\)")):
+        NUMBERS[name]((model, images, labels), int, lambda _: wrong)
+
+
+def test_numbers_are_kept_as_they_were_written():
+    """A run's key is made of them: NumPy's become Python's, and 12 does not become 12.0."""
+    assert repr(Box(np.float64(2.5), np.int64(30))) == "Box(translation=2.5, rotation=30)"
+    found = hybrid.Adversary(eps=np.float64(0.5), step=0.5, translation=np.int64(2), evaluations=np.int64(3))
+    assert found == hybrid.Adversary(eps=0.5, step=0.5, translation=2, evaluations=3)
+    for name, kind in (("eps", float), ("translation", int), ("evaluations", int), ("rotation", float)):
+        assert type(getattr(found, name)) is kind
+
+
+@pytest.mark.parametrize("candidates", [5, (4,), (1, 2, 3), (-1, 4), ("a", "b"), "ab", (True, 4), None], ids=repr)
+def test_candidates_are_two_counts(candidates, model, images, labels):
+    with pytest.raises(ValueError, match="candidates must be 2 whole numbers"):
+        stbo(model, images, labels, Box(2, 30), evaluations=3, candidates=candidates)
+
+
+@pytest.mark.parametrize("counts", [5, (5, 5, 0), (5, 5, 2.5), None], ids=repr)
+def test_counts_are_three(counts, model, images, labels):
+    with pytest.raises(ValueError, match="counts must be 3 whole numbers"):
+        grid_search(model, images, labels, Box(2, 30), counts=counts)
 
 
 # spatial ---------------------------------------------------------------------------------------------------------
@@ -130,6 +325,32 @@ def test_exact_at_the_documents_sizes(size, dtype, tolerance):
     for turns in (-1, 1, 2):
         turned = transform(images, torch.tensor([[0.0, 0.0, 90.0 * turns]]))
         torch.testing.assert_close(turned, torch.rot90(images, turns, (2, 3)), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [64, 224, 300])
+def test_half_precision_is_right_but_for_its_own_rounding(size, dtype):
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    s = torch.tensor([[0.0, 0.0, 0.0], [3.3, -2.7, 73.0]])
+    found, expected = transform(images, s), transform(images.double(), s)
+    assert found.dtype == dtype
+    assert (found.double() - expected).abs().max() <= torch.finfo(dtype).eps / 2 + 3e-5
+
+
+def test_autocast_does_not_coarsen_the_sampling_points():
+    images, s = torch.rand(2, 3, 224, 224), torch.tensor([[3.3, -2.7, 73.0], [0.0, 5.0, -20.0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = transform(images, s)
+    assert torch.equal(found, transform(images, s))
+
+
+@pytest.mark.parametrize("search", ["grid", "sobol", "stbo", "stbo batch"])
+def test_searches_in_half_precision_agree_with_their_transforms(search, model, images, labels):
+    model, images = model.bfloat16(), images.bfloat16()
+    found = SEARCHES[search](model, images, labels)
+    assert found.images.dtype == torch.bfloat16 and found.s.dtype == torch.float32
+    assert torch.equal(found.images, transform(images, found.s))
+    assert torch.equal(found.loss, F.cross_entropy(model(found.images), labels, reduction="none"))
 
 
 @pytest.mark.parametrize("sides", [(float("inf"), 30), (3, float("inf")), (3, float("nan"))])

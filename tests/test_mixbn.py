@@ -90,6 +90,59 @@ def test_bad_uses_are_refused(model, mixed_model, images):
         mixed_model(images[:3])
 
 
+class Siblings(nn.Module):
+    """One norm in two places of a model, and once more inside a block that itself stands in two."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.BatchNorm2d(3)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(3, 3, 1), self.first)] * 2)
+
+    def forward(self, x):
+        for part in (self.first, *self.blocks, self.second):
+            x = part(x)
+        return x
+
+
+def test_a_norm_in_two_places_is_converted_once_and_stays_one(images):
+    model = Siblings().train()
+    model(images)
+    model.eval()
+    converted = convert_mixbn(model)
+    assert not any(type(module) is nn.BatchNorm2d for module in (converted.first, converted.second))
+    assert converted.first is converted.second is converted.blocks[0][1] is converted.blocks[1][1]
+    assert sum(isinstance(module, MixBatchNorm2d) for module in converted.modules()) == 1
+    plain = strip(converted, "adv")
+    assert plain.first is plain.second is plain.blocks[1][1] and not mixed(plain)
+    assert plain.state_dict().keys() == model.state_dict().keys()
+    with branch(converted, "adv"), torch.no_grad():
+        torch.testing.assert_close(converted(images), model(images))
+        torch.testing.assert_close(plain(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm1d(3),
+        nn.BatchNorm3d(3),
+        nn.SyncBatchNorm(3),
+        nn.InstanceNorm2d(3, track_running_stats=True),
+        timm.layers.EvoNorm2dB0(3),
+        timm.layers.FrozenBatchNormAct2d(3),
+        timm.layers.SplitBatchNorm2d(3, num_splits=2),
+    ],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_running_statistics_that_both_branches_would_share_are_named(norm):
+    with pytest.raises(ValueError, match=f"found {type(norm).__name__}"):
+        convert_mixbn(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), norm))
+
+
+def test_norms_without_running_statistics_may_stay():
+    others = nn.GroupNorm(1, 3), nn.InstanceNorm2d(3), timm.layers.LayerNorm2d(3), timm.layers.EvoNorm2dS0(3, groups=1)
+    assert mixed(convert_mixbn(nn.Sequential(nn.BatchNorm2d(3), *others)))
+
+
 def test_a_block_ends_with_each_norm_where_it_was(mixed_model):
     first = next(m for m in mixed_model.modules() if isinstance(m, MixBatchNorm2d))
     first.branch = "adv"
@@ -265,6 +318,18 @@ def test_line_8_as_printed_searches_after_every_step(model, images, labels, monk
         ({}, "change nothing"),
         ({"eps": 0.1, "step": 0.1, "literal": True}, "needs both"),
         ({"evaluations": 5, "literal": True}, "needs both"),
+        ({"eps": 0.1}, "step > 0"),
+        ({"eps": 0.1, "step": 0}, "step > 0"),
+        ({"evaluations": 5}, "needs room"),
+        ({"eps": 0.1, "step": 0.1, "evaluations": 5}, "needs room"),
+        ({"eps": -0.1, "step": 0.1}, "eps must .* found -0.1"),
+        ({"eps": float("nan"), "step": 0.1}, "eps must .* found nan"),
+        ({"eps": 0.1, "step": -0.1}, "step must .* found -0.1"),
+        ({"eps": 0.1, "step": float("nan")}, "step must .* found nan"),
+        ({"eps": 0.1, "step": 0.1, "iterations": 0}, "iterations must .* found 0"),
+        ({"evaluations": -5, "rotation": 30}, "evaluations must .* found -5"),
+        ({"evaluations": 5, "rotation": -30}, "rotation must .* found -30"),
+        ({"evaluations": 5, "translation": float("nan")}, "translation must .* found nan"),
     ],
 )
 def test_adversaries_without_meaning_are_refused(given, message):

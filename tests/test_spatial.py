@@ -1,6 +1,7 @@
 """Transforms and searches: slicing, rot90, scipy and brute force as oracles."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -118,10 +119,14 @@ def test_the_default_grid_is_engstroms_775_points_and_holds_the_untouched_image(
 
 
 SEARCHES = {
-    "grid": lambda *args: grid_search(*args, counts=(2, 2, 5)),
-    "random": lambda *args: random_search(*args, evaluations=20, generator=torch.Generator().manual_seed(0)),
-    "sobol": lambda *args: random_search(*args, evaluations=20, sobol=True, generator=torch.Generator().manual_seed(0)),
-    "stbo": lambda *args: stbo(*args, evaluations=20, generator=torch.Generator().manual_seed(0)),
+    "grid": lambda *args, **options: grid_search(*args, **options, counts=(2, 2, 5)),
+    "random": lambda *args, **options: random_search(
+        *args, **options, evaluations=20, generator=torch.Generator().manual_seed(0)
+    ),
+    "sobol": lambda *args, **options: random_search(
+        *args, **options, evaluations=20, sobol=True, generator=torch.Generator().manual_seed(0)
+    ),
+    "stbo": lambda *args, **options: stbo(*args, **options, evaluations=20, generator=torch.Generator().manual_seed(0)),
 }
 every = pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES.keys())
 
@@ -174,6 +179,21 @@ def test_a_model_that_answers_nan_is_refused(search, model, images, labels):
         model[0].weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         search(model, images, labels, Box(2, 30))
+
+
+@every
+def test_searches_may_look_for_another_loss(search, model, images, labels):
+    def margin(logits, labels):
+        own = F.one_hot(labels, 3).bool()
+        return logits.masked_fill(own, -math.inf).amax(dim=1) - logits[own]
+
+    searched = partial(search, model, images, labels, Box(2, 30))
+    found, own, default = searched(loss="margin"), searched(loss=margin), searched()
+    torch.testing.assert_close(found.loss, margin(model(found.images), labels).detach())
+    assert torch.equal(found.s, own.s) and torch.equal(found.history, own.history)
+    assert not torch.equal(found.history, default.history)
+    same = searched(loss=partial(F.cross_entropy, reduction="none"))
+    assert torch.equal(same.s, default.s) and torch.equal(same.history, default.history)
 
 
 def test_shapes_and_counts_without_meaning_are_refused(model, images, labels):

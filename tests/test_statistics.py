@@ -75,6 +75,13 @@ def test_one_network_on_independent_images_is_a_t_interval():
     assert mean_of(values, None, np.arange(60)).error == pytest.approx(stats.sem(values))
 
 
+def test_three_equal_clusters_are_three_numbers():
+    (values,), _, cluster = draw(trainings=1, clusters=3)
+    means = [values[cluster == name].mean() for name in range(3)]
+    oracle = stats.ttest_1samp(means, 0).confidence_interval()
+    np.testing.assert_allclose(mean_of(values, None, cluster).interval(), tuple(oracle))
+
+
 def test_auc_is_scikit_learns_and_its_error_is_delongs():
     rng = np.random.default_rng(2)
     positive = rng.random(80) < 0.4
@@ -253,7 +260,8 @@ def test_shared_images_count_once_for_all_trainings():
     training = np.repeat([0, 1, 2], 50)
     shared = mean_of(np.tile(values, 3), training, np.tile(np.arange(50), 3))
     assert shared.error == pytest.approx(mean_of(values, None, np.arange(50)).error)
-    assert mean_of(np.tile(values, 3), training, np.arange(150)).error == 0  # three equal trainings, as far as it knows
+    own = mean_of(np.tile(values, 3), training, np.arange(150))  # three equal trainings, as far as it knows
+    assert own.error == pytest.approx(0, abs=1e-15)
 
 
 def test_an_estimate_without_trainings_goes_with_every_training(arms):
@@ -344,6 +352,15 @@ def test_would_decide_more_images():
     images = round(50 * times)
     passed = [mean_of(0.2 + rng.normal(size=images), None, np.arange(images)).interval()[0] > 0 for _ in range(1000)]
     assert 0.4 < np.mean(passed) < 0.6
+
+
+def test_would_decide_more_images_of_each_trainings_own():
+    """All spread between trainings comes from their images, so three times the images narrow it threefold."""
+    values = np.random.default_rng(16).normal(size=(3, 40))
+    values -= values.mean(axis=1, keepdims=True) - np.array([[-0.01], [0.0], [0.01]])
+    pilot = mean_of(values.ravel(), np.repeat(np.arange(3), 40), np.arange(120))
+    _, high = pilot.interval()
+    assert pilot.would_decide(high / np.sqrt(3), most=4) == "about 3 times as many images"
 
 
 def test_would_decide_where_nothing_would():

@@ -216,6 +216,15 @@ def test_the_loop_never_waits_for_the_device(model, images, labels):
     assert counts[0] == counts[1] > 0
 
 
+def test_a_margin_makes_no_host_wait_either(model, images, labels):
+    counts = []
+    for evaluations in (15, 45):
+        with Transfers() as transfers:
+            stbo(model, images, labels, Box(3, 180), evaluations=evaluations, loss="margin")
+        counts.append(transfers.count)
+    assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -224,6 +233,7 @@ def test_the_loop_never_waits_for_the_device(model, images, labels):
         ({"candidates": (0, 0)}, r"found \(0, 0\)"),
         ({"refit_every": 0}, "refit_every"),
         ({"scope": "dataset"}, "found 'dataset'"),
+        ({"loss": "hinge"}, "found 'hinge'"),
     ],
 )
 def test_settings_without_meaning_are_refused(changed, message, model, images, labels):

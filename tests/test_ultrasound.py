@@ -1,5 +1,7 @@
 """The ultrasound report's experiment: what its sets are made from, what is measured, and how claims are weighed."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import msgspec
@@ -12,7 +14,7 @@ from torch import nn
 from hpatlib import attacks, claims, documents, records, runs, training
 from hpatlib.data import ImageSet
 from hpatlib.documents import ultrasound
-from hpatlib.documents.ultrasound import quantities, study
+from hpatlib.documents.ultrasound import figures, quantities, study
 from hpatlib.outcomes import Outcomes, Unmeasured
 from hpatlib.training import Examples, attacked
 
@@ -350,3 +352,57 @@ def test_settings_are_the_reports(profile):
     assert profile == "smoke" or min(chosen.settings.trainings, chosen.settings.network_trainings) >= needed
     with pytest.raises(ValueError, match="choose one of smoke, laptop, study, paper"):
         ultrasound.choose("huge", None, 0)
+
+
+# What is shown.
+
+
+def test_figures_tell_what_their_records_hold(measured):
+    record = measured[study.SIMPLE_CNN]
+    accuracy = quantities.of_network(record.outcomes, SIMPLE).accuracy
+    figure = figures.attack_training(record, eps=0.5)
+    low, high = accuracy["0.5", "static", "perturbed"].interval()
+    assert f"perturbed {accuracy['0.5', 'static', 'perturbed'].value:.2f} [{low:.2f}, {high:.2f}]" in figure.alt
+    assert f"clean {accuracy['0', 'clean', 'clean'].value:.2f}" in figure.alt
+    assert f"largest class has a share of {accuracy['0', 'none', 'clean'].value:.2f}" in figure.alt
+    assert figures.attack_training(record, eps=0.5, split="random").alt != figure.alt
+    ends = [m.losses[-1] for m in record.header.models if "static_eps" in m.run and m.run["split_by"] == "patient"]
+    assert f"to {np.mean(ends):.3g}" in figures.losses(record, eps=0.5).alt
+    for drawn in (figure, figures.losses(record, eps=0.5)):
+        assert "seeds 0, 1" in drawn.caption and "SimpleCNN (from scratch)" in drawn.alt
+
+
+def test_figures_of_the_ladder_show_the_clean_model_at_every_eps(measured):
+    record = measured[study.SWEEP]
+    swept = quantities.of_network(record.outcomes, LARGE)
+    ladder, leaks = figures.ladder(record), figures.leaks(record)
+    clean = swept.accuracy["0", "clean", "clean"].value
+    assert f"clean, trained on clean images: {', '.join(f'{clean:.3g} at {e}' for e in (0.05, 0.2, 0.5))}" in ladder.alt
+    misled = swept.mean("misled")["0.5", "static", "wrong label"].value
+    assert "by that label, trained on the perturbed set: " in leaks.alt and f"{misled:.3g} at 0.5" in leaks.alt
+    gap = quantities.catastrophic(record.outcomes, network=LARGE, eps=0.5)
+    table = figures.over_fitting([record]).frame
+    assert table.shape == (2 * 3, 6) and table.iloc[-1]["FGSM less PGD"].startswith(f"{gap.value:.3f}")
+
+
+def test_figures_of_formulas(measured):
+    record = measured[study.FORMULA]
+    changed = record.outcomes.mean("mean change")["0.5", "printed"].value
+    assert "mean change, as printed, no sign: " in figures.formulas(record).alt
+    assert f"{changed:.3g} at 0.5; accuracy" in figures.formulas(record).alt
+
+
+def test_the_table_has_a_row_a_training_and_a_column_a_test(measured):
+    record = measured[study.RESNET50]
+    frame = figures.accuracies([record, record]).frame
+    assert len(frame) == 2 * 3 and not frame.isna().any().any() and set(frame["trainings"]) == {2}
+    names = ["SimpleCNN with batch norm (from scratch)"] * 2 + ["SimpleCNN (from scratch)"]
+    assert frame["network"].tolist() == 2 * names and frame["perturbed"].iloc[2] == "–"
+    static = quantities.of_network(record.outcomes, LARGE).accuracy["0.5", "static", "perturbed"]
+    assert frame["perturbed"].iloc[1].startswith(f"{static.value:.3f} [")
+    assert len(figures.accuracies([measured[study.SMALLER[0.2]]], eps=0.2).frame) == 2
+
+
+def test_reading_needs_no_torch():
+    code = "import sys, hpatlib.documents.ultrasound.figures, hpatlib.documents.ultrasound.quantities; "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)

@@ -45,7 +45,7 @@ def load(
     Real images come from `<root>/<key>/` (root: $HPAT_DATA; `Source.folder` where it is set) through a cache of decoded
     images (`home()`/data). At most `count` of them are taken, drawn with `seed`, as evenly from the classes as they
     allow; `part` names a part of the data set (a key of `Source.parts`, the first by default). Phantoms are drawn with
-    `seed`, 512 unless `count` says otherwise, and have no parts.
+    `seed`, 512 unless `count` says otherwise, and have no parts; so are sets that come without files ("photographs").
 
     Raises FileNotFoundError when the real images are not there (phantoms never take their place) and ValueError for
     arguments without meaning and for files that cannot be used, all of them at once.
@@ -131,7 +131,8 @@ def fetch(key: str, root: Path | str) -> Path:
     """Download the data set from Kaggle to `<root>/<key>`, a link to kagglehub's copy where links exist.
 
     A data set that is one file elsewhere (MedMNIST's) goes to its folder as that file. Returns that folder; one that
-    is there already is left as it is. Raises RuntimeError when kagglehub is missing or the download fails.
+    is there already is left as it is. Raises RuntimeError when kagglehub is missing or the download fails, and
+    ValueError for sets that have no files, or no address to fetch them from.
     """
     source = _source(key)
     target = Path(root).expanduser() / (source.folder or source.key)

@@ -65,8 +65,8 @@ class ImageSet:
             raise ValueError(f"{self.name}: {found}, expected as many of each.")
         once, times = np.unique(self.ids, return_counts=True)
         if len(once) < count:
-            twice = f"{times.max()} images have the id {once[times.argmax()]!r}"
-            raise ValueError(f"{self.name}: {twice}, expected another for each: take no image twice.")
+            twice = f"{times.max()} images have the id '{once[times.argmax()]}'"
+            raise ValueError(f"{self.name}: {twice}, expected another for each: take no image twice into a set.")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpatlib.data.images import ImageSet, Source
+from hpatlib.data.images import Source
 
 KEY = "photographs"
 # The names of `skimage.data`, by class. Astronaut (NASA), rocket (SpaceX): public domain; chelsea (a cat), camera (a
@@ -91,10 +91,3 @@ SOURCE = Source(
     licence="CC0, public domain, or no known copyright restrictions",
     phantom=quarters,
 )
-
-
-def load(count: int | None = None, *, size: int, seed: int = 0) -> ImageSet:
-    """`data.load("photographs", real=False, …)`."""
-    from hpatlib import data
-
-    return data.load(KEY, real=False, size=size, count=count, seed=seed)

@@ -23,17 +23,17 @@ def of_network(o: Outcomes, network: str) -> Outcomes:
 
 def at(cells: Cells, eps: float, training: str, test: str) -> Estimate:
     """A cell of one network; the clean-trained model's answers to clean images belong to every ε."""
-    return cells["0" if training == test == "clean" else eps, training, test]
+    return cells["0" if training == test == "clean" else str(eps), training, test]
 
 
 def mean_change(o: Outcomes, *, formula: str, eps: float) -> Estimate:
     """C1: the mean change of a pixel by a formula, in grey levels of 255."""
-    return o.mean("mean change")[eps, formula]
+    return o.mean("mean change")[str(eps), formula]
 
 
 def formula_cost(o: Outcomes, *, formula: str, eps: float) -> Estimate:
     """C1: the accuracy that a formula costs the clean-trained network."""
-    return o.accuracy["0", "none"] - o.accuracy[eps, formula]
+    return o.accuracy["0", "none"] - o.accuracy[str(eps), formula]
 
 
 def change(o: Outcomes, *, network: str, test: str, eps: float) -> Estimate:
@@ -56,7 +56,7 @@ def wider(o: Outcomes, *, network: str, eps: float) -> Estimate:
 def loss_left(o: Outcomes, *, network: str, eps: float) -> Greatest:
     """The last epoch's training loss over the first's, the greater of clean and attack training."""
     ratio = of_network(o, network).mean("ratio")
-    return greatest(ratio["0", "clean", "training loss"], ratio[eps, "static", "training loss"])
+    return greatest(ratio["0", "clean", "training loss"], at(ratio, eps, "static", "training loss"))
 
 
 def lead_over_simple(o: Outcomes, *, network: str) -> Estimate:
@@ -68,13 +68,13 @@ def lead_over_simple(o: Outcomes, *, network: str) -> Estimate:
 def against_larger_eps(o: Outcomes, *, test: str, eps: float, larger: float) -> Estimate:
     """Figures 7 to 10: accuracy of the simple CNN attack-trained at ``eps`` less that at ``larger``, each at its ε."""
     accuracy = of_network(o, SIMPLE).accuracy
-    return accuracy[eps, "static", test] - accuracy[larger, "static", test]
+    return at(accuracy, eps, "static", test) - at(accuracy, larger, "static", test)
 
 
 def reliance(o: Outcomes, *, eps: float) -> Estimate:
     """The suspected over-fitting: accuracy of the attack-trained simple CNN on perturbed less that on clean images."""
     accuracy = of_network(o, SIMPLE).accuracy
-    return accuracy[eps, "static", "perturbed"] - accuracy[eps, "static", "clean"]
+    return at(accuracy, eps, "static", "perturbed") - at(accuracy, eps, "static", "clean")
 
 
 def reliance_against_larger_eps(o: Outcomes, *, eps: float, larger: float) -> Estimate:
@@ -84,23 +84,23 @@ def reliance_against_larger_eps(o: Outcomes, *, eps: float, larger: float) -> Es
 
 def robust_gain(o: Outcomes, *, network: str, training: str, over: str, ladder: list[float]) -> Estimate:
     """Accuracy under white-box PGD of one training less that of another, mean over a ladder of ε."""
-    accuracy = of_network(o, network).accuracy
-    return average(*(accuracy[eps, training, "white-box PGD"] - accuracy[eps, over, "white-box PGD"] for eps in ladder))
+    accuracy, test = of_network(o, network).accuracy, "white-box PGD"
+    return average(*(at(accuracy, eps, training, test) - at(accuracy, eps, over, test) for eps in ladder))
 
 
 def catastrophic(o: Outcomes, *, network: str, eps: float) -> Estimate:
     """Trained online against FGSM: accuracy under white-box FGSM less that under white-box PGD."""
     accuracy = of_network(o, network).accuracy
-    return accuracy[eps, "online", "white-box FGSM"] - accuracy[eps, "online", "white-box PGD"]
+    return at(accuracy, eps, "online", "white-box FGSM") - at(accuracy, eps, "online", "white-box PGD")
 
 
 def noise_alone(o: Outcomes, *, network: str, eps: float) -> Estimate:
     """Label leaking: accuracy on noise without an image after attack training, less the share of the largest class."""
     accuracy = of_network(o, network).accuracy
-    return accuracy[eps, "static", "noise alone"] - accuracy["0", "none", "clean"]
+    return at(accuracy, eps, "static", "noise alone") - accuracy["0", "none", "clean"]
 
 
 def follows_noise(o: Outcomes, *, network: str, eps: float) -> Estimate:
     """Label leaking: how much more often noise made from a wrong label is answered by that label than by the truth."""
     asked = of_network(o, network)
-    return asked.mean("misled")[eps, "static", "wrong label"] - asked.accuracy[eps, "static", "wrong label"]
+    return at(asked.mean("misled"), eps, "static", "wrong label") - at(asked.accuracy, eps, "static", "wrong label")

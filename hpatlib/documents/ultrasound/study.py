@@ -1,6 +1,6 @@
 """What the ultrasound report's chapters train and measure: train, perturb, train again on what was perturbed, ask both.
 
-The report makes its perturbed sets once, from the model trained on clean images, so that its bars after attack
+The report makes its perturbed sets once, from the model trained on clean images, so that its results after attack
 training measure robustness against another model's attack. The tests that it does not show stand beside them (C3).
 """
 
@@ -51,7 +51,7 @@ def formula(chosen: Chosen[Profile]) -> Record:
     study = Study(FORMULA, chosen, ("eps", "formula"))
     for run in tqdm(chosen.runs(), "simple CNN", unit="training"):
         clean = train_or_load(run)
-        study.add(clean, rows(clean.test, _answers(clean, {"clean": None})["clean"]), eps=0, formula="none")
+        study.add(clean, rows(clean.test, measure.logits_of(clean.model, clean.test)), eps=0, formula="none")
         for eps in REPORTED:
             for name, attack in formulas(eps).items():
                 study.add(clean, _moved(clean, attack), eps=eps, formula=name)
@@ -134,13 +134,13 @@ def attack_training(
     of the model as it is in each step. ``leaks``: the tests of `leaking` too.
     """
     clean, source = train_or_load(run), train_or_load(other(run))
-    study.model(source)
     about = {"network": network(clean), "split": run.split_by}
     labels = torch.from_numpy(clean.test.labels)
     largest = torch.zeros(len(labels), len(clean.test.classes))
     largest[:, labels.bincount().argmax()] = 1
     study.add(clean, _unmargined(rows(clean.test, largest)), **about, eps=0, training="none", test="clean")
     _add_clean(study, clean, **about, eps=0, training="clean")
+    study.model(source)
     for eps in ladder:
         for training in ("clean", "static", "online") if online else ("clean", "static"):
             trained = clean
@@ -148,7 +148,8 @@ def attack_training(
                 trained = train_or_load(against(run, training, eps))
                 _add_clean(study, trained, **about, eps=eps, training=training)
             asked = {**about, "eps": eps, "training": training}
-            for test, answers in _answers(trained, tests(clean.model, source.model, eps=eps, seed=run.seed)).items():
+            attacked = tests(clean.model, source.model, eps=eps, seed=run.seed)
+            for test, answers in measure.attacked(trained.model, trained.test, attacked):
                 study.add(trained, rows(clean.test, answers), **asked, test=test)
             if leaks:
                 for test, outcomes in leaking(trained, clean.model, eps=eps, seed=run.seed).items():
@@ -174,7 +175,7 @@ def network(trained: Trained) -> str:
 
 
 def tests(source: nn.Module, transfer: nn.Module, *, eps: float, seed: int) -> dict[str, Attack | None]:
-    """The attacks that every model is asked under, by the name of the test.
+    """The attacks under which every model is asked, by the name of the test.
 
     The report's own is "perturbed": FGSM on ``source``, the clean-trained model, whichever model answers. White-box
     attacks are on the model that answers, PGD in 10 steps of 2.5 ε / 10 from a random start, "transfer FGSM" on a
@@ -206,8 +207,7 @@ def leaking(trained: Trained, source: nn.Module, *, eps: float, seed: int) -> di
     random, classes = torch.Generator().manual_seed(seed), len(test.classes)
     shift = torch.randint(1, classes, (len(test),), generator=random).numpy()
     wrong = replace(test, labels=(test.labels + shift) % classes)
-    guess = torch.cat([measure.logits(source, x).argmax(dim=1).cpu() for x, _ in test.batches(64, device=_on(source))])
-    predicted = replace(test, labels=guess.numpy())
+    predicted = replace(test, labels=measure.logits_of(source, test).argmax(dim=1).numpy())
 
     def alone(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return (0.5 + eps * attacks.gradient(source, images, labels).sign()).clamp(0, 1)
@@ -232,14 +232,6 @@ def _runs(chosen: Chosen[Profile], model: str, weights: str) -> tqdm:
     return tqdm(runs, f"{model} ({weights})", unit="training")
 
 
-def _on(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _answers(trained: Trained, asked: dict[str, Attack | None]) -> dict[str, Tensor]:
-    return dict(measure.attacked(trained.model, trained.test, asked))
-
-
 def _unmargined(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Without margins, which make up most of a record: these tests ask for answers alone."""
     return outcomes.drop(columns="margin")
@@ -247,7 +239,7 @@ def _unmargined(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 def _add_clean(study: Study, trained: Trained, **about: object) -> None:
     """A model's answers to clean images, and a row that belongs to no image: its last epoch's loss over its first."""
-    study.add(trained, rows(trained.test, _answers(trained, {"clean": None})["clean"]), **about, test="clean")
+    study.add(trained, rows(trained.test, measure.logits_of(trained.model, trained.test)), **about, test="clean")
     losses = [epoch["loss"] for epoch in trained.provenance["epochs"]]
     seed = trained.provenance["run"]["seed"]
     # A cluster of its own in each training, which has no other images to vary over.
@@ -258,7 +250,8 @@ def _add_clean(study: Study, trained: Trained, **about: object) -> None:
 def _moved(trained: Trained, attack: Attack) -> pd.DataFrame:
     """Answers to perturbed images, and how far each image's pixels moved, in grey levels of 255."""
     answers, means, largest = [], [], []
-    for images, labels in trained.test.batches(measure.BATCH, device=_on(trained.model)):
+    device = next(trained.model.parameters()).device
+    for images, labels in trained.test.batches(measure.BATCH, device=device):
         perturbed = attack(trained.model, images, labels)
         moved = 255 * (perturbed - images).abs().flatten(1)
         answers.append(measure.logits(trained.model, perturbed).cpu())
