@@ -35,7 +35,7 @@ LABELLED = ("AUC", "F1", "precision")
 RATIOS, TRAININGS = (0, 1, 3), (3, 5, 6, 10)
 LOW, HIGH = 0.93, 0.98
 
-BLOCK = 20  # repetitions that share one draw of cluster sizes and test sets
+BLOCK = 10  # repetitions that share one draw of cluster sizes and test sets
 NOISE = 0.4  # of an outcome's unit variance: what one training adds on one image
 CLUSTER = {"images": 0.0, "duplicates": 0.9, "patients": 0.15, "few patients": 0.15}  # of the variance between images
 LEVEL = {
@@ -75,8 +75,8 @@ class Cell:
     above: float
 
     def outside(self, repetitions: int) -> bool:
-        """Whether coverage leaves the claimed range by more than two standard errors of the simulation."""
-        slack = 2 * np.sqrt(0.05 * 0.95 / repetitions)
+        """Whether coverage leaves the claimed range by more than three standard errors of the simulation."""
+        slack = 3 * np.sqrt(0.05 * 0.95 / repetitions)
         high = 1.0 if self.setting.statistic == "least of four" else HIGH
         return not LOW - slack <= self.held <= high + slack
 
@@ -221,7 +221,7 @@ def cover(setting: Setting, repetitions: int, seed: list[int]) -> list[Cell]:
     rng, arms = np.random.default_rng(seed), 1 + len(GAPS.get(setting.statistic, ()))
     most = 1 if setting.design == "one network" else max(TRAININGS)
     alone, positives = [], []
-    for _ in range(25):
+    for _ in range(50):
         images = draw_images(setting.design, setting.clusters, 1, rng)
         alone.append(simulate(setting, images, np.zeros((BLOCK, 1, arms)), rng)[0][0])
         positives.append((images.positive.sum(), len(images.positive)))

@@ -14,9 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hpatlib import attacks
+from hpatlib import attacks, statistics
 from hpatlib._model import check_images, check_logits, check_number, check_whole, held_still
-from hpatlib.evaluation import bootstrap, logits
 from hpatlib.square import square
 
 GREY = 0.5  # the ε that turns any image into plain grey
@@ -225,21 +224,22 @@ class _Connected(nn.Module):
 def verdicts(evidence: Evidence, groups: np.ndarray | None = None) -> pd.DataFrame:
     """A row a check: ``check``, ``value``, ``value_low``, ``value_high``, ``n``, ``verdict`` and its three texts.
 
-    The value is a share of images or a difference of accuracies, with its bootstrap interval over images (or whole
-    ``groups [N]`` of them); above 0 speaks for masking. ``verdict``: ``"raised"`` where the whole interval is above 0,
-    ``"unclear"`` where only the value is, ``"not raised"`` otherwise. An interval over a dozen images is wide: 50 or
+    The value is a share of images or a difference of accuracies, with its interval over images (or ``groups [N]`` of
+    them that belong together); above 0 speaks for masking. ``verdict``: ``"raised"`` where the whole interval is above
+    0, ``"unclear"`` where only the value is, ``"not raised"`` otherwise. An interval over a dozen images is wide: 50 or
     more are worth their time.
     """
+    together = np.arange(len(evidence.labels)) if groups is None else groups
     rows = []
     for check in CHECKS:
         values, level = check.measure(evidence)
-        found = sign(check.name, *map(float, bootstrap(values, groups, level=level)), len(values))
         told = {"raised_if": check.raised_if, "explanation": check.explanation, "advice": check.advice}
-        rows.append(found | told)
+        rows.append(_sign(check.name, statistics.mean_of(values, None, together), level) | told)
     return pd.DataFrame(rows)
 
 
-def sign(check: str, value: float, low: float, high: float, n: int) -> dict:
-    """A row of ``verdicts`` from a value with its interval."""
-    verdict = "raised" if low > 0 else "unclear" if value > 0 else "not raised"
-    return {"check": check, "value": value, "value_low": low, "value_high": high, "n": n, "verdict": verdict}
+def _sign(check: str, estimate: statistics.Estimate, level: float) -> dict[str, str | float | int]:
+    low, high = estimate.interval(level)
+    verdict = "raised" if low > 0 else "unclear" if estimate.value > 0 else "not raised"
+    numbers = {"value": estimate.value, "value_low": low, "value_high": high, "n": estimate.n}
+    return {"check": check} | numbers | {"verdict": verdict}

@@ -122,7 +122,7 @@ class Environment:
     box: Box
 
     @property
-    def pixel(self) -> PixelAttack | None:
+    def pixel(self) -> "partial[Tensor] | None":
         """PGD as in Algorithm 1 (start 0.001 · N(0, 1)), or None in H0."""
         if self.eps == 0:
             return None

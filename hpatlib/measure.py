@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,7 +66,7 @@ def named(images: ImageSet) -> dict[str, np.ndarray]:
 
 
 def attacked(
-    model: nn.Module, images: ImageSet, attacks: dict[str, Attack | None], *, batch_size: int = BATCH
+    model: nn.Module, images: ImageSet, attacks: Mapping[str, Attack | None], *, batch_size: int = BATCH
 ) -> Iterator[tuple[str, Tensor]]:
     """The model's answers ``[N, classes]`` under each attack by name (None: the images as they are)."""
     device = next(model.parameters()).device

@@ -98,7 +98,7 @@ def test_the_margin_ranks_answers_whose_probabilities_are_both_1():
 
 
 def test_unknown_averages_are_refused():
-    with pytest.raises(ValueError, match="\"binary\" or \"macro\", found 'weighted'"):
+    with pytest.raises(ValueError, match='"binary" or "macro", found \'weighted\''):
         answered(2).f1("weighted")
 
 

@@ -1,7 +1,9 @@
 """Records: what is written can be read, what is broken is named, and both are small and quick."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -76,8 +78,6 @@ def changed(path, **fields) -> None:
 
 def damage(path, content: pd.DataFrame) -> None:
     """Give a record other outcomes, and a header that vouches for them."""
-    import hashlib
-
     parquet = outcomes.encode(content)
     path.with_suffix(".parquet").write_bytes(parquet)
     changed(path, sha256=hashlib.sha256(parquet).hexdigest())
@@ -123,7 +123,7 @@ def test_outcomes_that_are_not_the_headers_are_named(path):
     [
         ({"seed": 1}, "it is called laptop-real-seed0, and should be laptop-real-seed1"),
         ({"profile": "study"}, "it is called laptop-real-seed0, and should be study-real-seed0"),
-        ({"profile": "desktop"}, "should be desktop-real-seed0"),
+        ({"profile": "desktop"}, "it is called laptop-real-seed0, and should be desktop-real-seed0"),
         ({"chapter": "made/fig2"}, "it stands in fig1, and speaks of made/fig2"),
         ({"images": [{"name": "phantom-cells", "fingerprint": "1", "count": 2, "size": 32}]}, "it calls phantoms real"),
         ({"models": [{"key": "k", "run": {}}]}, "its outcomes name models beyond its 1"),
@@ -240,17 +240,17 @@ def test_a_record_like_figure_4s_is_small(tmp_path):
 
 def test_twenty_one_such_records_are_read_and_judged_in_seconds_without_torch(tmp_path):
     """As many as there are chapters; each is judged as figure 4, by ten and more of its claims."""
-    for number in range(21):
-        figure_4(tmp_path / str(number), "hpat/fig4_training_strategies", number)
+    figure_4(tmp_path / "0", "hpat/fig4_training_strategies")
+    for number in range(1, 21):
+        shutil.copytree(tmp_path / "0", tmp_path / str(number))
     code = """
-import sys, time, pathlib
-start = time.perf_counter()
+import pathlib, sys, time
 from hpatlib import claims, records
 for number in range(21):
     records.folder = lambda: pathlib.Path(sys.argv[1]) / str(number)
     judged = claims.judge("hpat", ["hpat/fig4_training_strategies"])
     assert len(judged) > 10 and all(j.quantity is not None and j.record is not None for j in judged)
-print(time.perf_counter() - start, "torch" in sys.modules)
+print(time.process_time(), "torch" in sys.modules)
 """
     threads = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(

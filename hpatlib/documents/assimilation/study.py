@@ -73,7 +73,8 @@ def count(chosen: Chosen[Profile], dataset: str) -> int | None:
 
 def runs(chosen: Chosen[Profile], dataset: str, model: str, weights: str) -> list[Run]:
     """Vanilla transfer learning on one of the four data sets, a run a training."""
-    return chosen.runs(dataset=dataset, count=count(chosen, dataset), model=model, weights=weights)
+    images = count(chosen, dataset)
+    return [replace(run, count=images) for run in chosen.runs(dataset=dataset, model=model, weights=weights)]
 
 
 def trained_as(run: Run, training: str) -> Run:

@@ -76,7 +76,9 @@ def tasks(chosen: Chosen[Profile]) -> dict[tuple[str, str], list[Run]]:
     # As many natural images as the first medical set has: the sizes of the other real sets differ among themselves.
     most = count(chosen, MEDICAL[0])
     even = min(most or data.even_count(key), data.even_count(key)) if real else most
-    found["natural", key] = chosen.runs(dataset=key, real=real, count=even, model=model, weights=weights)
+    found["natural", key] = [
+        replace(run, count=even) for run in chosen.runs(dataset=key, real=real, model=model, weights=weights)
+    ]
     return found
 
 

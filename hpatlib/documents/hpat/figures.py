@@ -294,7 +294,7 @@ def framework(walk: Walk, record: Record) -> Figure:
     count = len(pictures[0][1])
     with plt.style.context(STYLE):
         canvas = plt.figure(figsize=(7.2, 1.55 * count + 1.2))
-        upper, lower = canvas.subfigures(2, 1, height_ratios=(1.55 * count + 0.3, 0.9))
+        upper, lower = canvas.subfigures(2, 1, squeeze=False, height_ratios=(1.55 * count + 0.3, 0.9)).flat
         axes = upper.subplots(count, len(pictures), squeeze=False)
         for column, (name, images) in enumerate(pictures):
             axes[0][column].set_title(name)

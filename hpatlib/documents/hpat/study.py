@@ -27,13 +27,12 @@ from hpatlib.documents.hpat.quantities import ABLATED
 from hpatlib.documents.profiles import Chosen
 from hpatlib.hybrid import Adversary, Environment, environment, pixel_and_rotation, showcase
 from hpatlib.measure import Study
-from hpatlib.mixbn import MixBatchNorm2d, branch
+from hpatlib.mixbn import Branch, MixBatchNorm2d, branch
 from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
 from hpatlib.spatial import Box, grid_search, random_search
 from hpatlib.stbo import stbo
 
-READINGS = ("fixed", "searched")
 BUDGETS = (1, 2, 3, 5, 7, 9, 15, 20, 27, 40, 60, 80, 99, 100)  # of the searches whose history is kept
 GRIDS = ((1, 1, 9), (3, 3, 3), (3, 3, 11), (5, 5, 31))  # 9, 27, 99 and Engstrom's 775 points
 
@@ -59,16 +58,12 @@ def adversaries(chosen: Chosen[Profile]) -> dict[str, Adversary | None]:
     number of queries (the document's: 100).
     """
     worst = environment(6, size=chosen.size)
-    pixel = {"eps": worst.eps, "step": worst.step, "iterations": worst.iterations, "start": "gaussian"}
-    spatial = {"translation": worst.box.translation, "rotation": worst.box.rotation}
-    spatial["evaluations"] = chosen.settings.train_searches
-    return {
-        "Standard": None,
-        "Adv_FGSM": Adversary(eps=worst.eps, step=worst.eps),
-        "Adv_PGD": Adversary(**pixel),
-        "Adv_RT": Adversary(**spatial),
-        "Adv_h": Adversary(**pixel, **spatial),
-    }
+    pixel = Adversary(eps=worst.eps, step=worst.step, iterations=worst.iterations, start="gaussian")
+    search = chosen.settings.train_searches
+    spatial = Adversary(translation=worst.box.translation, rotation=worst.box.rotation, evaluations=search)
+    both = replace(pixel, translation=spatial.translation, rotation=spatial.rotation, evaluations=search)
+    fgsm = Adversary(eps=worst.eps, step=worst.eps)
+    return {"Standard": None, "Adv_FGSM": fgsm, "Adv_PGD": pixel, "Adv_RT": spatial, "Adv_h": both}
 
 
 def strategies(
@@ -167,7 +162,7 @@ def vulnerability(chosen: Chosen[Profile]) -> Record:
     study = Study("hpat/fig3_vulnerability", chosen, ["network", "environment", "reading"])
     searches = chosen.settings.network_searches
     for name, run, found in trained(networks(chosen)):
-        _environments(study, found, run, chosen, places(chosen), searches, network=name)
+        _environments(study, found, run, chosen, searches, network=name)
     return study.record()
 
 
@@ -176,7 +171,7 @@ def training_strategies(chosen: Chosen[Profile]) -> Record:
     study = Study("hpat/fig4_training_strategies", chosen, ["split", "training", "environment", "reading"])
     for name, run, found in trained(strategies(chosen, list(adversaries(chosen)), ["patient"])):
         given = {"split": run.split_by, "training": name}
-        _environments(study, found, run, chosen, places(chosen), chosen.settings.searches, **given)
+        _environments(study, found, run, chosen, chosen.settings.searches, **given)
     return study.record()
 
 
@@ -200,34 +195,27 @@ def mixbn(chosen: Chosen[Profile]) -> Record:
     study = Study("hpat/table2_mixbn", chosen, ["split", "training", "branch", "environment", "reading"])
     pairs = [name + suffix for name in ABLATED for suffix in ("", "+MixBN")]
     for name, run, found in trained(strategies(chosen, ["Standard", *pairs])):
-        for side in ("clean", "adv") if run.mixbn else ("shared",):
-            given = {"split": run.split_by, "training": name, "branch": side}
-            with nullcontext() if side == "shared" else branch(found.model, side):
-                ends = [places(chosen)[6]]
-                _environments(study, found, run, chosen, ends, chosen.settings.searches, ["searched"], True, **given)
+        sides: tuple[Branch | None, ...] = ("clean", "adv") if run.mixbn else (None,)
+        for side in sides:
+            given = {"split": run.split_by, "training": name, "branch": side or "shared"}
+            with branch(found.model, side) if side else nullcontext():
+                few, hybrid = measure.sample(found.test, chosen.settings.shown), [places(chosen)[6]]
+                answers = measure.logits_of(found.model, found.test)
+                study.add(found, measure.rows(found.test, answers), environment="H0", reading="clean", **given)
+                ((place, reading), answers), *_ = measure.environments(
+                    found.model, few, hybrid, readings=["searched"], searches=chosen.settings.searches, seed=run.seed
+                ).items()
+                study.add(found, measure.rows(few, answers), environment=place, reading=reading, **given)
     return study.record()
 
 
-def _environments(
-    study: Study,
-    found: Trained,
-    run: Run,
-    chosen: Chosen[Profile],
-    where: Sequence[Environment],
-    searches: int,
-    readings: Sequence[str] = READINGS,
-    all_clean: bool = False,
-    **given: str,
-) -> None:
-    """Add a model's answers in H0 (to all test images, or to those shown) and in each environment and reading."""
+def _environments(study: Study, found: Trained, run: Run, chosen: Chosen[Profile], searches: int, **given: str) -> None:
+    """Add a model's answers in H0…H6, in both readings."""
     few = measure.sample(found.test, chosen.settings.shown)
-    clean = found.test if all_clean else few
-    answers = measure.logits_of(found.model, clean)
-    study.add(found, measure.rows(clean, answers), environment="H0", reading="clean", **given)
-    moved = [place for place in where if place.eps or any(place.s)]
-    measured = measure.environments(found.model, few, moved, readings=readings, searches=searches, seed=run.seed)
-    for (place, reading), answers in measured.items():
-        study.add(found, measure.rows(few, answers), environment=place, reading=reading, **given)
+    study.add(found, measure.rows(few, measure.logits_of(found.model, few)), environment="H0", reading="clean", **given)
+    answers = measure.environments(found.model, few, places(chosen)[1:], searches=searches, seed=run.seed)
+    for (place, reading), each in answers.items():
+        study.add(found, measure.rows(few, each), environment=place, reading=reading, **given)
 
 
 def boxes(chosen: Chosen[Profile]) -> dict[str, Box]:
@@ -308,7 +296,8 @@ def algorithm(chosen: Chosen[Profile], *, batch: int = 16, queries: int = 100) -
         named = pd.DataFrame(measure.named(few))
         for stage, loss in {"line 8 as read": steps.read, "line 8 as printed": steps.printed}.items():
             study.add(found, named.assign(loss=loss.cpu()), stage=stage)
-        for name in ("mix", "sum"):
+        variants: tuple[Branch, ...] = ("mix", "sum")
+        for name in variants:
             changed = _tied(steps.model, steps.images, steps.turned, name).double().cpu()
             study.add(found, named.assign(changed=changed), stage=f"partners exchanged, {name}")
         if number == 0:
@@ -437,13 +426,14 @@ def _inside(model: nn.Module, clean: Tensor, adversarial: Tensor) -> tuple[list[
     handle = first.register_forward_hook(lambda module, inputs, output: seen.append(list(inputs[0].shape)))
     with handle, held_still(model), branch(model, "mix"):
         model(torch.cat([clean, adversarial]))
-    difference = (first.clean.running_mean - first.adv.running_mean).abs()
-    distance = (difference / first.clean.running_var.clamp_min(1e-12).sqrt()).mean()
+    mean, other, variance = first.clean.running_mean, first.adv.running_mean, first.clean.running_var
+    assert mean is not None and other is not None and variance is not None  # they are kept wherever MixBN is
+    distance = ((mean - other).abs() / variance.clamp_min(1e-12).sqrt()).mean()
     return [seen[0], [len(clean), *seen[0][1:]]], float(distance)
 
 
 @torch.no_grad()
-def _tied(model: nn.Module, clean: Tensor, adversarial: Tensor, name: str) -> Tensor:
+def _tied(model: nn.Module, clean: Tensor, adversarial: Tensor, name: Branch) -> Tensor:
     """Whether each clean answer changes when the other half is put in another order (H23): ``[B]``."""
     with held_still(model), branch(model, name):
         answers = [
