@@ -4,8 +4,11 @@ Outcomes come from a probit model whose truth has a closed form: an image's leve
 one training adds on one image, and a training's effect on each arm. Nominal are 95 % held and 2.5 % falsely *above* the
 true value. The ratio is the spread between trainings over the standard error of one test set.
 
-Claim: 93 to 98 % (the least of four: at least 93 %), beyond Monte-Carlo error, wherever a few clusters do not decide
-everything. The other cells are printed as well, so that one sees what happens there.
+Claim: 93 to 98 % held (the least of four: at least 93 %) where many clusters decide and the values of trainings are not
+skewed. A setting that seems to fail is simulated once more, eight times as long, and that decides. The cells without a
+claim are printed as well, so that one sees what happens there: a few large patients, an AUC, F1 or precision of few
+patients, a mean near 1, and an F1 whose threshold shifts off its peak between trainings, so that all of them err low.
+The claim is about two sides: in skewed cells the share falsely above grows to about 5 %, and that below shrinks.
 """
 
 import argparse
@@ -30,21 +33,16 @@ Part = tuple[Floats, Floats]  # of R repetitions of one training: values [R] and
 
 DESIGNS = ("one network", "a third a training", "a fifth a training", "one test set")
 CLUSTERS = ("images", "duplicates", "patients", "few patients")
-STATISTICS = ("mean", "mean near 1", "difference", "AUC", "F1", "precision", "least of four", "ratio")
-LABELLED = ("AUC", "F1", "precision")
+LABELLED, SKEWED = ("AUC", "F1", "precision", "F1 off its peak"), ("mean near 1", "F1 off its peak")
+STATISTICS = ("mean", "difference", "least of four", "ratio", "mean near 1", *LABELLED)
 RATIOS, TRAININGS = (0, 1, 3), (3, 5, 6, 10)
 LOW, HIGH = 0.93, 0.98
 
 BLOCK = 10  # repetitions that share one draw of cluster sizes and test sets
 NOISE = 0.4  # of an outcome's unit variance: what one training adds on one image
 CLUSTER = {"images": 0.0, "duplicates": 0.9, "patients": 0.15, "few patients": 0.15}  # of the variance between images
-LEVEL = {
-    "mean": 0.6,
-    "mean near 1": 1.9,
-    "AUC": 0.8,
-    "F1": 0.6,
-    "precision": 0.6,
-}  # of the first arm, in standard deviations; else 1
+# Of the first arm, in standard deviations; else 1.
+LEVEL = {"mean": 0.6, "mean near 1": 1.9, "AUC": 0.8, "F1": 0.6, "F1 off its peak": 0.6, "precision": 0.6}
 GAPS = {"difference": (0.7,), "ratio": (0.7,), "least of four": (0.3, 0.5, 0.7, 0.9)}  # of the other arms below it
 
 
@@ -59,10 +57,10 @@ class Setting:
 
     @property
     def guaranteed(self) -> bool:
-        """Whether many clusters decide, so that the interval must hold what it promises."""
-        if "patients" in self.clusters:
-            return self.clusters == "patients" and self.statistic not in (*LABELLED, "mean near 1")
-        return self.statistic != "mean near 1"
+        """Whether many clusters decide and trainings are not skewed, as the claim demands."""
+        if self.statistic in SKEWED or self.clusters == "few patients":
+            return False
+        return not (self.clusters == "patients" and self.statistic in LABELLED)
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,19 @@ class Cell:
 
     setting: Setting
     trainings: int
+    repetitions: int
     held: float
     above: float
 
-    def outside(self, repetitions: int) -> bool:
-        """Whether coverage leaves the claimed range by more than three standard errors of the simulation."""
-        slack = 3 * np.sqrt(0.05 * 0.95 / repetitions)
-        high = 1.0 if self.setting.statistic == "least of four" else HIGH
-        return not LOW - slack <= self.held <= high + slack
+    @property
+    def high(self) -> float:
+        """The most that is claimed; a least of several may be held always."""
+        return 1.0 if self.setting.statistic == "least of four" else HIGH
+
+    def outside(self) -> bool:
+        """Whether coverage leaves the range claimed for it by more than two standard errors of the simulation."""
+        slack = 2 * np.sqrt(0.05 * 0.95 / self.repetitions)
+        return self.setting.guaranteed and not LOW - slack <= self.held <= self.high + slack
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,9 @@ def statistic(
     latent, level = arms[0]
     if name == "AUC":
         return [auc_part(latent + positive * level, positive, cluster, count)]
-    if name in ("F1", "precision"):
-        called = latent + np.where(positive, level, -level) > 0
+    if name in LABELLED:
+        shifted = level - 2 * LEVEL[name]  # a threshold that moves; else trainings differ in how well they separate
+        called = latent + np.where(positive, level, shifted if name == "F1 off its peak" else -level) > 0
         value, pull = mean_part(called & positive, cluster, count)
         if name == "precision":
             return [ratio((value, pull), mean_part(called, cluster, count))]
@@ -192,7 +196,7 @@ def population(name: str, spread: float, share: float) -> tuple[float, float]:
     nodes, weights = np.polynomial.hermite_e.hermegauss(41)
     weight, level = np.outer(weights, weights) / weights.sum() ** 2, LEVEL.get(name, 1.0)
     a, b = level + spread * nodes[:, None], level - GAPS.get(name, (0.0,))[0] + spread * nodes
-    hit, wrong = share * ndtr(a), (1 - share) * ndtr(-a)
+    hit, wrong = share * ndtr(a), (1 - share) * ndtr(a - 2 * level if name == "F1 off its peak" else -a)
     values = {
         "mean": ndtr(a),
         "mean near 1": ndtr(a),
@@ -202,6 +206,7 @@ def population(name: str, spread: float, share: float) -> tuple[float, float]:
         "AUC": ndtr(a / np.sqrt(2)),
         "precision": hit / (hit + wrong),
         "F1": 2 * hit / (hit + wrong + share),
+        "F1 off its peak": 2 * hit / (hit + wrong + share),
     }[name] * np.ones_like(weight)
     mean = float((weight * values).sum())
     return mean, float(np.sqrt(max(0.0, (weight * values**2).sum() - mean**2)))
@@ -244,7 +249,7 @@ def cover(setting: Setting, repetitions: int, seed: list[int]) -> list[Cell]:
     for count, blocks in ends.items():
         below, beyond = np.concatenate(blocks, axis=1)
         held = float(np.mean((below <= truth) & (truth <= beyond)))
-        cells.append(Cell(setting, count, held, float(np.mean(below > truth))))
+        cells.append(Cell(setting, count, len(below), held, float(np.mean(below > truth))))
     return cells
 
 
@@ -284,9 +289,19 @@ def main() -> int:
     seeds = [[options.seed, number] for number in range(len(todo))]
     with ProcessPoolExecutor(options.jobs) as pool:
         found = pool.map(cover, todo, [options.repetitions] * len(todo), seeds)
-        cells = [cell for some in tqdm(found, total=len(todo), unit="setting") for cell in some]
-    cells.sort(key=lambda cell: cell.held - LOW if cell.held < 0.955 else HIGH - cell.held)
-    failed = [cell for cell in cells if cell.setting.guaranteed and cell.outside(options.repetitions)]
+        results = list(tqdm(found, total=len(todo), unit="setting"))
+        doubtful = [k for k, cells in enumerate(results) if any(cell.outside() for cell in cells)]
+        longer = pool.map(
+            cover,
+            [todo[k] for k in doubtful],
+            [8 * options.repetitions] * len(todo),
+            [[*seeds[k], 1] for k in doubtful],
+        )
+        for k, cells in zip(doubtful, tqdm(longer, total=len(doubtful), unit="setting"), strict=True):
+            results[k] = cells
+    cells = [cell for some in results for cell in some]
+    cells.sort(key=lambda cell: min(cell.held - LOW, cell.high - cell.held))
+    failed = [cell for cell in cells if cell.outside()]
     print("| design | clusters | statistic | ratio | trainings | held % | above % | |", "|---|" + 7 * "---|", sep="\n")
     for cell in cells[: options.rows]:
         s, mark = cell.setting, "fails" if cell in failed else "" if cell.setting.guaranteed else "not claimed"

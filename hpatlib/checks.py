@@ -188,10 +188,10 @@ def gather(
 
     parts: dict[str, list[Tensor]] = {}
     for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        clean = logits(model, x).argmax(dim=1) == y
+        clean = _predictions(model, x) == y
 
         def right(attacked: Tensor, clean: Tensor = clean, y: Tensor = y) -> Tensor:
-            return clean & (logits(model, attacked).argmax(dim=1) == y)
+            return clean & (_predictions(model, attacked) == y)
 
         found = {
             "zero_gradient": (attacks.gradient(model, x, y) == 0).flatten(1).all(dim=1),
@@ -205,6 +205,12 @@ def gather(
     whole = {name: torch.cat(values).double().cpu().numpy() for name, values in parts.items()}
     pgd_right = whole["by_budget"][:, budgets.index(eps)]
     return Evidence(labels=labels.cpu().numpy(), pgd=pgd_right, budgets=budgets, **whole)
+
+
+@torch.no_grad()
+def _predictions(model: nn.Module, images: Tensor) -> Tensor:
+    with held_still(model):
+        return model(images).argmax(dim=1)
 
 
 class _Connected(nn.Module):
@@ -233,12 +239,16 @@ def verdicts(evidence: Evidence, groups: np.ndarray | None = None) -> pd.DataFra
     rows = []
     for check in CHECKS:
         values, level = check.measure(evidence)
-        told = {"raised_if": check.raised_if, "explanation": check.explanation, "advice": check.advice}
+        told: dict[str, object] = {
+            "raised_if": check.raised_if,
+            "explanation": check.explanation,
+            "advice": check.advice,
+        }
         rows.append(_sign(check.name, statistics.mean_of(values, None, together), level) | told)
     return pd.DataFrame(rows)
 
 
-def _sign(check: str, estimate: statistics.Estimate, level: float) -> dict[str, str | float | int]:
+def _sign(check: str, estimate: statistics.Estimate, level: float) -> dict[str, object]:
     low, high = estimate.interval(level)
     verdict = "raised" if low > 0 else "unclear" if estimate.value > 0 else "not raised"
     numbers = {"value": estimate.value, "value_low": low, "value_high": high, "n": estimate.n}

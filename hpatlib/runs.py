@@ -302,7 +302,6 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
         "commit": commit(),
-        "source": commit() or "an installed package",
     }
 
 

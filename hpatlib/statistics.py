@@ -24,7 +24,8 @@ not how many there are. For a mean over images of which cluster c holds the shar
 where the root makes up for v_s having followed c: with one image a cluster Σ_c d_sc² is the familiar variance over n,
 and with large clusters it is unbiased if the means of all clusters vary alike. ``benchmarks/coverage.py`` shows how
 often such an interval holds the truth. It is too narrow where it cannot know better: outcomes that are all alike have
-no variance, however few they are, and a single training says nothing about others.
+no variance, however few they are; a single training says nothing about others; and where trainings or images are skewed,
+as near 0 or 1, the truth lies beyond one end more often than beyond the other.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hpatlib.attacks import bim, pgd, random_restarts
 from hpatlib.checks import CHECKS, Evidence, gather, verdicts
-from hpatlib.evaluation import logits
+from hpatlib.measure import logits
 from hpatlib.square import _side, square
 
 EPS = 0.05  # the test images' grey levels are multiples of it
@@ -290,6 +290,16 @@ def test_the_values_are_what_they_say():
     assert table["value"]["zero gradients"] == 0.05 and table["verdict"]["zero gradients"] == "unclear"
     assert table["value"]["rises with ε"] == 0.5  # from the second budget to the third
     assert table["value"]["survives grey"] == 0 and table["value"]["one step beats iterated"] == pytest.approx(-0.3)
+
+
+def test_intervals_count_groups_of_images_that_belong_together():
+    right = np.repeat([1.0, 0.0], [12, 8])
+    single = verdicts(evidence(zero_gradient=right)).iloc[0]
+    pairs = verdicts(evidence(zero_gradient=right), np.arange(20) // 2).iloc[0]
+    error = right.std(ddof=1) / math.sqrt(20)  # the mean's, of twenty images; pairs that agree are ten
+    widths = [(row["value_high"] - row["value_low"]) / 2 for row in (single, pairs)]
+    assert single["value"] == pairs["value"] == pytest.approx(0.6) and single["n"] == 20
+    assert widths[0] == pytest.approx(2.09 * error, rel=0.05) and widths[1] > 1.4 * widths[0]
 
 
 def test_each_check_says_what_to_do():

@@ -411,16 +411,16 @@ def test_attacks_make_of_images_what_they_always_made(name):
 
 
 MODELS = {  # deviation of the logits over 16 images, before and after a first look at them in training mode
-    "simple_cnn": [0.000460137, 0.000460137],
-    "simple_cnn_bn": [0.000460128, 0.000505648],
-    "resnet18": [0.00397885, 0.00685332],
-    "tf_efficientnet_lite0": [0.00492091, 0.00131045],
+    "simple_cnn": [0.00022974, 0.00022974],
+    "simple_cnn_bn": [0.000229737, 0.000299238],
+    "resnet18": [0.00364177, 0.00378051],
+    "tf_efficientnet_lite0": [0.0414267, 0.00693912],
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_start_as_they_always_started(name):
-    images, _ = squares(16).tensors()
+    images, _ = squares(16, size=48).tensors()
     torch.manual_seed(0)
     model = models.build(name, 2, weights="scratch")
     with torch.no_grad():

@@ -149,7 +149,7 @@ def masking(records: Sequence[Record]) -> Table:
 def _sign(
     record: Record, where: tuple[str, ...], numbers: tuple[float, float, float], eps: str, trainings: str
 ) -> dict[str, str]:
-    (dataset, network, training, check), (value, low, high) = where, numbers
+    (dataset, network, training, check), (value, low, high) = where, (number + 0.0 for number in numbers)  # no −0.00
     return {
         "data": _data(record, dataset),
         "network": base.network(network),
@@ -220,7 +220,7 @@ def textures(record: Record) -> Figure:
         for line, dataset in zip(axes, datasets, strict=True):
             there = o.where(dataset=dataset)
             for axis, columns in zip(line, sides, strict=True):
-                cells = {
+                cells: dict[tuple[str, ...], Estimate] = {
                     (column, training): average(*(there.mean(column)[n, training] for n in there.values("network")))
                     for column in columns
                     for training in looks

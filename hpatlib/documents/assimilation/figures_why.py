@@ -249,7 +249,7 @@ def textures(images: Mapping[str, ArrayLike], features: pd.DataFrame, record: Re
     looks = charts.styles(list(images))
     with plt.style.context(STYLE):
         canvas = plt.figure(figsize=(7.2, 3.9))
-        upper, lower = canvas.subfigures(2, 1, height_ratios=(1, 1.15))
+        upper, lower = np.ravel(canvas.subfigures(2, 1, height_ratios=(1, 1.15)))
         for axis, (name, image) in zip(upper.subplots(1, len(images)), images.items(), strict=True):
             base.picture(axis, image)
             middle = 5 * WINDOW

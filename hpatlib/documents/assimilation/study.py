@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hpatlib import attacks, checks, data, documents
-from hpatlib.assimilation import GLCMLoss, Objective, Repaint, grayscale
+from hpatlib.assimilation import Assimilated, GLCMLoss, Objective, Repaint, grayscale
 from hpatlib.data import ImageSet
 from hpatlib.documents import profiles
 from hpatlib.documents.assimilation.quantities import (
@@ -112,13 +112,14 @@ def with_dose(run: Run, training: str, shown: int) -> tuple[Trained, ImageSet, d
     images = sample(trained.test, shown)
     if training == "vanilla":
         return trained, images, {}
+    assert isinstance(trained.model, Assimilated)  # the front of every other training
     adapted = adaptation(trained.model, images)
     dose = {"channel_spread": float(adapted["colour"].mean()), "texture": float(adapted["texture"].mean())}
     return replace(trained, provenance=trained.provenance | {"dose": dose}), images, adapted
 
 
 @torch.no_grad()
-def adaptation(model: nn.Module, images: ImageSet) -> dict[str, np.ndarray]:
+def adaptation(model: Assimilated, images: ImageSet) -> dict[str, np.ndarray]:
     """How far the picture C(T(x)) is from the grey image, a number ``[N]`` each.
 
     ``"texture"``: the GLCM loss of all five features whatever the training used; each feature's part of it;
@@ -190,13 +191,12 @@ def climbed(
         yield attack, strength(0), answers
     for level in ladder:
         eps = level / 255
-        whole = {"eps": eps, "step": eps / 4, "iterations": iterations}
         starts = torch.Generator().manual_seed(seed)
         made: dict[str, Attack | None] = {
             "FGSM": partial(attacks.fgsm, eps=eps),
-            "BIM": partial(attacks.bim, **whole),
-            "MI-FGSM": partial(attacks.mifgsm, **whole),
-            "PGD": partial(attacks.pgd, **whole, generator=starts),
+            "BIM": partial(attacks.bim, eps=eps, step=eps / 4, iterations=iterations),
+            "MI-FGSM": partial(attacks.mifgsm, eps=eps, step=eps / 4, iterations=iterations),
+            "PGD": partial(attacks.pgd, eps=eps, step=eps / 4, iterations=iterations, generator=starts),
         }
         for attack, answers in attacked(model, images, made):
             yield attack, strength(level), answers
@@ -260,6 +260,7 @@ def pictures(chosen: Chosen[Profile], *, label: int = 1, count: int = 2) -> dict
             index = np.flatnonzero(trained.test.labels == label)[:count]
             x, _ = trained.test.tensors(next(trained.model.parameters()).device, index=index)
             shown.setdefault("original", x.cpu().numpy())
+            assert isinstance(trained.model, Assimilated)
             with torch.no_grad():
                 picture = trained.model.colour_image(x)
             shown["with GLCM loss" if training == "assimilated" else training] = picture.cpu().numpy()

@@ -255,11 +255,13 @@ def glcm_texture(chosen: Chosen[Profile]) -> Record:
 
 def texture_sets(chosen: Chosen[Profile]) -> dict[tuple[str, str], ImageSet]:
     """The four medical sets and natural images in grey, of 224 px each: photographs whole, not in quarters."""
-    shown, seed = {"size": SIDE, "count": chosen.settings.textures}, chosen.seed
-    found = {("medical", key): data.load(key, real=chosen.run.real, seed=seed, **shown) for key in MEDICAL}
+    number, seed, medical = chosen.settings.textures, chosen.seed, chosen.run.real
+    found = {("medical", key): data.load(key, real=medical, size=SIDE, count=number, seed=seed) for key in MEDICAL}
     key, real = natural(chosen)
-    images = data.load(key, real=True, seed=seed, **shown) if real else None
-    found["natural", key] = images or crops(chosen.settings.textures, size=SIDE, seed=seed, colour=False)
+    if real:
+        found["natural", key] = data.load(key, real=True, size=SIDE, count=number, seed=seed)
+    else:
+        found["natural", key] = crops(number, size=SIDE, seed=seed, colour=False)
     return found
 
 

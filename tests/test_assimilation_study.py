@@ -1,0 +1,544 @@
+"""The slides' experiment: what is compared, what is measured, how claims are computed, and what figures say."""
+
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from hpatlib import attacks, checks, claims, data, documents, explain, outcomes, plots, runs
+from hpatlib.data import ImageSet
+from hpatlib.documents import assimilation
+from hpatlib.documents.assimilation import figures, figures_why, quantities, study, why
+from hpatlib.documents.profiles import Chosen
+from hpatlib.measure import logits, sample
+from hpatlib.outcomes import Outcomes, Unmeasured
+from hpatlib.records import Record
+from hpatlib.statistics import Estimate
+
+NETWORK = "simple_cnn (scratch)"
+SHOWN = 10
+CHAPTERS = (
+    (study.datasets_and_training, "datasets_and_training"),
+    (study.texture_colour_adaptation, "texture_colour_adaptation"),
+    (study.accuracy_vs_attack_strength, "accuracy_vs_attack_strength"),
+    (study.all_datasets, "all_datasets"),
+    (why.why_attention_region, "why_attention_region"),
+    (why.why_loss_landscape, "why_loss_landscape"),
+    (why.glcm_texture, "glcm_texture"),
+)
+
+
+@pytest.fixture(scope="module")
+def chosen(home) -> Chosen[study.Profile]:
+    smoke = assimilation.choose("smoke", None, 0)
+    recipe = replace(smoke.run.recipe, epochs=4, patience=4)
+    tiny = {"shown": SHOWN, "iterations": 2, "queries": 4, "textures": 2, "recipe": recipe}
+    settings = msgspec.structs.replace(smoke.settings, **tiny)
+    return replace(smoke, settings=settings, run=replace(smoke.run, count=60, recipe=recipe))
+
+
+@pytest.fixture(scope="module")
+def records(chosen) -> dict[str, Record]:
+    return {name: chapter(chosen) for chapter, name in CHAPTERS}
+
+
+# What is compared
+
+
+def test_trainings_differ_in_nothing_but_what_they_compare(chosen):
+    vanilla, assimilated, without = (study.trained_as(chosen.run, name) for name in quantities.TRAININGS)
+    assert vanilla == chosen.run and vanilla.objective is None
+    assert replace(assimilated, front="replicated", objective=None) == vanilla
+    assert replace(without, objective=assimilated.objective) == assimilated
+    assert assimilated.objective.alpha == study.ALPHA and without.objective.alpha == 1
+    with pytest.raises(ValueError, match="choose one of vanilla, assimilated, without GLCM loss"):
+        study.trained_as(chosen.run, "solid")
+
+
+@pytest.mark.parametrize(("size", "window"), [(32, 16), (39, 19), (40, 20), (64, 20), (224, 20)])
+def test_at_least_two_by_two_windows(size, window):
+    loss = study.texture_loss(size)
+    assert loss.window == window and loss.distance == 3 and loss.angles == 8
+    assert loss.textures(torch.rand(1, 1, size, size)).shape[1] == (size // window) ** 2 >= 4
+
+
+def test_a_window_must_hold_pairs():
+    with pytest.raises(ValueError, match="at least 8 px"):
+        study.texture_loss(7)
+
+
+def test_small_images_leave_out_the_costly_feature(chosen):
+    used = {size: study.trained_as(replace(chosen.run, size=size), "assimilated").objective for size in (32, 64)}
+    assert "asm" not in used[32].texture.features and len(used[32].texture.features) == 4
+    assert used[64].texture == study.texture_loss(64)
+
+
+def test_vanilla_and_assimilated_start_identical(chosen):
+    built = []
+    for name in quantities.TRAININGS:
+        run = study.trained_as(chosen.run, name)
+        images = data.load(run.dataset, real=False, size=run.size, count=4, seed=run.seed)
+        torch.manual_seed(run.seed)
+        built.append(runs._build(run, images, run.weights))
+    x = images.tensors()[0]
+    for model in built[1:]:
+        torch.testing.assert_close(logits(model, x), logits(built[0], x))
+        for a, b in zip(model.network.parameters(), built[0].network.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_each_data_set_is_trained_as_often_as_the_profile_says(chosen):
+    found = study.runs(chosen, "busi2", "simple_cnn", "scratch")
+    assert [run.seed for run in found] == [0, 1] and {run.count for run in found} == {60}
+    assert {(run.dataset, run.front, run.test) for run in found} == {("busi2", "replicated", 1 / 5)}
+
+
+def test_tasks_differ_in_their_pictures_alone(chosen):
+    tasks = why.tasks(chosen)
+    assert list(tasks) == [*(("medical", key) for key in quantities.MEDICAL), ("natural", "photographs")]
+    for (_, dataset), trainings in tasks.items():
+        assert [replace(run, dataset="x") for run in trainings] == [
+            replace(run, dataset="x") for run in tasks["medical", "chest_ct"]
+        ]
+        assert {run.dataset for run in trainings} == {dataset}
+
+
+def test_the_natural_images_are_one_key_of_the_profile(chosen):
+    settings = msgspec.structs.replace(chosen.settings, natural="natural")
+    assert why.natural(replace(chosen, settings=settings)) == ("photographs", False)  # phantoms have no other
+    real = replace(chosen, settings=settings, run=replace(chosen.run, real=True))
+    assert why.natural(real) == ("natural", True)
+
+
+def test_the_slides_settings_are_the_paper_profiles():
+    printed, paper = documents.published("assimilation"), assimilation.choose("paper", "phantom", 0)
+    recipe, loss = paper.run.recipe, study.texture_loss(paper.size)
+    here = [recipe.lr, recipe.batch_size, recipe.epochs, recipe.patience, paper.size, len(paper.settings.backbones)]
+    names = ("learning_rate", "batch_size", "epochs", "patience", "input_size", "models")
+    assert here == [printed[name]["value"] for name in names]
+    window, distance, angles = (printed[f"glcm_{name}"]["value"] for name in ("window", "distance", "orientations"))
+    assert (loss.window, loss.distance, loss.angles) == (window, distance, angles)
+    slides = [level for level in paper.settings.ladder if level >= 1]
+    assert slides == list(range(1, printed["strengths"]["value"] + 1))
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "study", "paper"])
+def test_profiles_measure_every_claimed_strength(profile):
+    settings = assimilation.choose(profile, "phantom", 0).settings
+    for ladder in (settings.ladder, settings.short_ladder):
+        assert {1.0, 8.0} <= set(ladder) and min(ladder) < 1 and sorted(ladder) == list(ladder)
+    assert settings.trainings >= (2 if profile == "smoke" else 6)
+
+
+# What is measured
+
+
+def linear(weight: torch.Tensor) -> nn.Module:
+    layer = nn.Linear(weight.numel(), 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.stack([torch.zeros_like(weight), weight]))
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def test_a_linear_model_falls_exactly_where_its_distance_is_below_eps():
+    grey = np.full((4, 1, 2, 2), 128, np.uint8)
+    grey[:, 0, 0, 0] += np.array([1, 4, 9, 16], np.uint8)  # logit s / 255, and ‖w‖₁ = 4: falls from ε = s / 1020
+    labels = np.ones(4, int)
+    images = ImageSet("toy", grey, labels, labels.astype(str), ("a", "b"), False, "f")
+    model = linear(torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    right = {
+        (attack, eps): (answers.argmax(dim=1) == 1).tolist()
+        for attack, eps, answers in study.climbed(model, images, (2, 3), iterations=4, seed=0)
+    }
+    assert right["none", "0/255"] == [True] * 4
+    for attack in ("FGSM", "BIM", "MI-FGSM"):
+        assert right[attack, "2/255"] == [False, False, True, True]
+        assert right[attack, "3/255"] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("ladder", [(), (0.0,), (256,)])
+def test_a_ladder_without_meaning_is_refused(ladder):
+    images = ImageSet("toy", np.zeros((1, 1, 2, 2), np.uint8), np.zeros(1, int), np.array(["a"]), ("a",), False, "f")
+    with pytest.raises(ValueError, match=r"ladder must hold ε in \(0, 255\]"):
+        list(study.climbed(linear(torch.ones(4)), images, ladder, iterations=1, seed=0))
+
+
+def test_the_results_hold_every_cell_once_and_equal_a_direct_computation(records, chosen):
+    o = records["accuracy_vs_attack_strength"].outcomes
+    cells = 3 * (1 + 4 * len(chosen.settings.ladder)) + 2 * len(quantities.WORST)
+    assert len(list(o.accuracy)) == cells and (o.accuracy.table()["n"] == SHOWN).all()
+    run = study.trained_as(study.runs(chosen, "chest_ct", "simple_cnn", "scratch")[1], "assimilated")
+    model = runs.train_or_load(run)
+    x, y = sample(model.test, SHOWN).tensors()
+    eps = 8 / 255
+    starts = torch.Generator().manual_seed(1)  # anew for each ε: it must not hang on which others are asked for
+    made = attacks.pgd(model.model, x, y, eps=eps, step=eps / 4, iterations=2, generator=starts)
+    expected = (logits(model.model, made).argmax(dim=1) == y).double().mean()
+    cell = o.accuracy["chest_ct", NETWORK, "assimilated", "PGD", "8/255"]
+    assert cell.values[1] == pytest.approx(float(expected)) and cell.trainings == (0, 1)
+    assert (made - x).abs().max() <= eps + 1e-6 and made.shape[1] == 1  # through both modules, to the grey image
+
+
+def test_the_worst_case_counts_every_attack_inside_the_budget_and_none_outside():
+    eps, n = 1 / 255, np.ones(6)
+    miss = [np.where(np.arange(6) == k, 0.0, 1.0) for k in range(6)]
+    gathered = checks.Evidence(
+        labels=np.zeros(6, int),
+        zero_gradient=n,
+        fgsm=miss[0],
+        pgd=miss[1],
+        transfer=miss[2],
+        square=miss[3],
+        budgets=(eps / 2, eps, 2 * eps, 0.5),
+        by_budget=np.stack([miss[4], miss[1], miss[5], 0 * n], axis=1),
+    )
+    worst = study.worst_cases(gathered)
+    assert worst["worst of all"].tolist() == [0, 0, 0, 0, 0, 1]
+    assert np.array_equal(worst["transferred PGD"], miss[2]) and np.array_equal(worst["Square"], miss[3])
+
+
+def test_the_worst_of_all_is_no_better_than_any_and_is_judged_right_or_wrong(records):
+    o = records["accuracy_vs_attack_strength"].outcomes
+    for training in quantities.PAIR:
+        accuracy = o.where(training=training, eps="1/255").accuracy
+        worst = accuracy["chest_ct", NETWORK, "worst of all"].values
+        for attack in (*quantities.WORST, "FGSM"):
+            assert (worst <= accuracy["chest_ct", NETWORK, attack].values).all()
+    assert set(o.where(attack="Square").rows["prediction"]) <= {0, 1}
+    assert o.where(attack="Square").rows["margin"].isna().all()
+
+
+def test_the_masking_table_is_of_the_first_training(records):
+    table = records["accuracy_vs_attack_strength"].table("masking")
+    assert list(table["check"]) == [check.name for check in checks.CHECKS] * 2
+    assert set(table["seed"]) == {0} and set(table["training"]) == set(quantities.PAIR)
+
+
+def test_textures_and_doses_are_those_of_the_loss_itself(records, chosen):
+    record = records["texture_colour_adaptation"]
+    run = study.trained_as(study.runs(chosen, "chest_ct", "simple_cnn", "scratch")[0], "assimilated")
+    model = runs.train_or_load(run)
+    x, _ = sample(model.test, SHOWN).tensors()
+    with torch.no_grad():
+        picture = model.model.colour_image(x)
+        expected = study.texture_loss(32)(picture, x)
+        spread = (picture.amax(dim=1) - picture.amin(dim=1)).mean()
+    cell = record.outcomes.mean("texture")["chest_ct", NETWORK, "assimilated"]
+    assert cell.values[0] == pytest.approx(float(expected), rel=2e-3)  # stored in half precision
+    (dose,) = (m.dose for m in record.header.models if m.key == model.provenance["key"])
+    assert dose["texture"] == pytest.approx(float(expected), rel=1e-5)
+    assert dose["channel_spread"] == pytest.approx(float(spread), rel=1e-5)
+    results = records["accuracy_vs_attack_strength"].header.models
+    assert [bool(m.dose) for m in results] == [False, True, True] * 2  # vanilla has no treatment
+
+
+class Two(nn.Module):
+    """Two classes from brightness, with a feature map of 8 × 8 places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.ReLU())
+        self.head = nn.Linear(4, 2)
+        # Positive weights to class 1, and a bias that decides for it: every map has mass.
+        with torch.no_grad():
+            self.features[0].weight.abs_().mul_(0.1)
+            self.features[0].bias.fill_(0.1)
+            self.head.weight.copy_(torch.tensor([[0.0] * 4, [1.0] * 4]))
+            self.head.bias.copy_(torch.tensor([0.0, 0.5]))
+
+    def forward(self, images):
+        return self.head(self.features(images).mean(dim=(2, 3)))
+
+
+def brightness() -> why.Asked:
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (SHOWN, 3, 32, 32)).astype(np.uint8)
+    labels = np.ones(SHOWN, int)
+    images = ImageSet("noise", pixels, labels, np.arange(SHOWN).astype(str), ("dark", "bright"), False, "f")
+    source = why.Model("two", {"model": "two", "weights": "scratch"})
+    return why.Asked("medical", "chest_ct", source, Two().eval(), images)
+
+
+def test_maps_and_steepness_are_those_of_explain():
+    one = brightness()
+    maps = explain.attention(one.model, one.pixels, layer=one.model.features)
+    torch.testing.assert_close(why.heatmaps(one), maps)
+    y, draws = torch.ones(SHOWN).long(), torch.Generator().manual_seed(3)
+    bend = explain.curvature(one.model, one.pixels, y, iterations=why.ITERATIONS, generator=draws)
+    found = why.steepness(one, 3)
+    assert 10.0 ** found["curvature"] == pytest.approx(bend.abs().double().clamp_min(quantities.STRAIGHT).numpy())
+    assert (found["sharpness"] > 0).all()
+    rise = why.surface(one, 3)
+    assert rise.shape == (9, 9) and rise[4, 4] == 0 and (np.diff(rise[:, 4]) > 0).all()  # x first: along the gradient
+
+
+def test_both_sides_of_the_imagenet_comparison_have_maps_of_one_layer(home):
+    """A pretrained backbone meets medical images and crops at one size: same layer, same number of places."""
+    name, x = "tf_efficientnet_lite0", torch.rand(1, 3, 64, 64)
+    places = []
+    for classes in (2, 1000):
+        model = why.models.build(name, classes, weights="scratch").eval()
+        layer = explain.last_feature_map(model, x, places=why.PLACES)
+        (path,) = (path for path, module in model.named_modules() if module is layer)
+        places.append(path)
+    assert places[0] == places[1]
+
+
+def test_the_imagenet_network_is_asked_but_never_judged(records):
+    o = records["why_attention_region"].outcomes
+    rows = o.where(domain="imagenet").rows
+    assert set(rows["prediction"]) == {outcomes.NONE} and len(rows) == SHOWN
+    model = records["why_attention_region"].header.models[int(rows["model"].iloc[0])]
+    assert model.seed is None and not model.baseline and model.accuracy is None
+
+
+def test_half_of_the_mass_lies_in_at_most_half_of_the_pixels(records):
+    rows = records["why_attention_region"].outcomes.rows
+    areas = rows[[f"area {share:g}" for share in quantities.SHARES]]
+    assert areas["area 0.5"].dropna().le(0.5).all() and (areas.dropna().diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
+    assert (rows["empty"] == rows["area 0.5"].isna()).all()
+
+
+def test_textures_equal_scikit_images():
+    images = {name: image for name, image in why.textures().items() if name in ("brick", "lung phantom")}
+    assert all(image.shape == (1, 1, 224, 224) and image.dtype == torch.double for image in images.values())
+    found = why.against_skimage(images, windows=2)
+    assert len(found) == 2 * 6 and (found["opposite"] == 0).all()
+    assert (found["difference"] / found["scikit-image"].abs().clip(lower=1)).max() < 1e-9
+    kinds = found.set_index(["image", "feature"])["ours"]
+    assert kinds["brick", "homogeneity, squared"] < kinds["brick", "homogeneity"]
+    assert len(figures_why.oracle(found).frame) == 12
+
+
+def test_flat_windows_are_left_out():
+    smooth = np.full((3, 1, 40, 40), 100, np.uint8)
+    smooth[:, :, ::2, :20] += 10  # the left windows have stripes, the right ones nothing
+    labels, groups = np.zeros(3, np.int64), np.array(["a", "b", "c"])
+    found = why.texture(ImageSet("stripes", smooth, labels, groups, ("x",), False, "f"))
+    assert (found["flat"] == 0.5).all() and (found["dissimilarity"] < 10).all() and (found["dissimilarity"] > 1).all()
+    even = why.texture(ImageSet("even", np.full_like(smooth, 7), labels, groups, ("x",), False, "f"))
+    assert (even["flat"] == 1).all() and np.isnan(even["homogeneity"]).all()
+
+
+def test_texture_sets_have_the_slides_size(chosen):
+    sets = why.texture_sets(chosen)
+    assert [key for _, key in sets] == [*quantities.MEDICAL, "photographs"]
+    assert all(images.images.shape == (2, 1, 224, 224) for images in sets.values())
+    assert all(images.name.startswith("phantom") for (domain, _), images in sets.items() if domain == "medical")
+
+
+def test_crops_are_in_colour_and_name_their_photograph():
+    images = why.crops(12, size=24, seed=1)
+    assert images.images.shape == (12, 3, 24, 24) and len(set(images.groups)) == 6
+    coffee = images.images[images.groups == "coffee"][0].astype(int)
+    assert abs(coffee[0] - coffee[2]).max() > 30
+    assert why.crops(12, size=24, seed=1, colour=False).channels == 1
+
+
+def test_sizes_count_the_most_complete_copy(chosen, monkeypatch):
+    counts = {"chest_ct": (536, 561), "brain_mri": (1702, 1920), "chest_xray": (1571, 1727), "busi2": (570, 200)}
+    counts["pneumoniamnist"] = (1583, 4273)
+    rows = [{"key": key, "classes": {"a": a, "b": b}} for key, (a, b) in counts.items()]
+    monkeypatch.setattr(data, "status", lambda: rows)
+    drawn = data.load
+    monkeypatch.setattr(study.data, "load", lambda key, **more: drawn(key, **more | {"real": False, "count": 4}))
+    monkeypatch.setattr(study, "count", lambda chosen, dataset: 4)
+    found = study.sizes(replace(chosen, run=replace(chosen.run, real=True)))
+    assert found["at_hand"].tolist() == [536, 561, 1702, 1920, 1571, 1727, 570, 200]
+    assert found["public"].tolist() == [536, 561, 1702, 1920, 1583, 4273, 570, 200]
+    assert found["published"].tolist() == [536, 536, 1595, 1595, 1583, 1583, 210, 210]
+    assert found["used"].tolist() == [2] * 8
+
+
+# How claims are computed
+
+
+def cells(columns: dict[tuple[str, ...], dict[str, list[float]]], conditions: tuple[str, ...], n: int = 40) -> Outcomes:
+    """Outcomes whose means are given: key → column → one share (or value) a training; "right" is accuracy."""
+    parts = []
+    for key, given in columns.items():
+        for seed in range(2):
+            frame = pd.DataFrame({"image": np.arange(n).astype(str), "group": np.arange(n).astype(str)})
+            frame = frame.assign(**dict(zip(conditions, key, strict=True)), model=seed)
+            for column, values in given.items():
+                if column == "right":
+                    frame = frame.assign(label=1, prediction=(np.arange(n) < values[seed] * n).astype(int))
+                else:
+                    frame[column] = values[seed]
+            parts.append(frame)
+    rows = outcomes.tidy(pd.concat(parts, ignore_index=True), conditions)
+    return Outcomes(rows, conditions, (0, 1))
+
+
+def results(networks: tuple[str, ...] = ("a",), **accuracy: tuple[float, float]) -> Outcomes:
+    """Chest CT: (assimilated, vanilla) by attack and ε, 0.8 and 0.5 where not said."""
+    given = {}
+    for network in networks:
+        for attack, eps in [("none", "0/255")] + [(a, f"{e}/255") for a in quantities.ATTACKS for e in (0.5, 1, 8)]:
+            pair = accuracy.get(f"{attack.replace('-', '')}{eps.removesuffix('/255')}", (0.8, 0.5))
+            for training, share in zip(("assimilated", "vanilla"), pair, strict=True):
+                given["chest_ct", network, training, attack, eps] = {"right": [share, share]}
+            given["chest_ct", network, "without GLCM loss", attack, eps] = {"right": [0.7, 0.7]}
+    return cells(given, ("dataset", "network", "training", "attack", "eps"))
+
+
+def test_margins_are_means_over_the_slides_strengths():
+    o = results(BIM8=(0.3, 0.5), PGD0_5=(0.9, 0.5), **{"PGD0.5": (0.9, 0.5)})
+    assert quantities.margin(o, dataset="chest_ct", attack="BIM").value == pytest.approx((0.3 - 0.2) / 2)
+    assert quantities.margin(o, dataset="chest_ct", attack="PGD").value == pytest.approx(0.3)
+    assert quantities.weaker_margin(o, dataset="chest_ct", attack="PGD").value == pytest.approx(0.4)
+    assert quantities.margin_everywhere(o, dataset="chest_ct").value == pytest.approx(-0.2)
+    assert quantities.clean_gain(o, dataset="chest_ct").value == pytest.approx(0.1)
+
+
+def test_networks_are_averaged_before_the_smallest_margin():
+    o = results(("a", "b"))
+    reversed_rows = o.rows.copy()
+    reversed_rows.loc[(o.rows["network"] == "b") & (o.rows["training"] == "assimilated"), "prediction"] = 0
+    measured = replace(o, rows=reversed_rows)
+    assert quantities.margin_everywhere(measured, dataset="chest_ct").value == pytest.approx((0.3 - 0.5) / 2)
+
+
+def test_fgsm_is_an_outlier_where_it_stays_up():
+    o = results(FGSM1=(0.8, 0.5), FGSM8=(0.8, 0.4), BIM8=(0, 0.1), PGD8=(0, 0.1), **{"MIFGSM8": (0, 0.1)})
+    assert quantities.fall(o, dataset="chest_ct", attack="FGSM").value == pytest.approx(0.1)
+    assert quantities.lead_of_fgsm(o, dataset="chest_ct").value == pytest.approx(0.3)
+
+
+def test_signs_on_the_ladder():
+    o = results(PGD1=(0.2, 0.5), FGSM8=(0.5, 0.1))
+    found = quantities.signs(o)
+    assert found["chest_ct", "a", "assimilated", "PGD rises along ε"].value == pytest.approx(0.6)
+    assert found["chest_ct", "a", "assimilated", "PGD rises along ε"].interval()[0] > 0
+    assert found["chest_ct", "a", "vanilla", "PGD rises along ε"].value == pytest.approx(0)
+    assert found["chest_ct", "a", "vanilla", "FGSM beats PGD"].value == pytest.approx(0.4)
+
+
+def test_a_floor_and_a_missing_dose_decide_nothing(records):
+    floored = results(**{f"{a}{e}": (0.0, 0.025) for a in ("BIM",) for e in ("1", "8")})
+    found = quantities.margin(floored, dataset="chest_ct", attack="BIM")
+    assert "floor" in claims.GATES["floor"](found, None, 0.05)
+    record = records["accuracy_vs_attack_strength"]
+    margin = quantities.margin(record.outcomes, dataset="chest_ct", attack="PGD")
+    assert "channel_spread" in claims.GATES["dose"](margin, record, {"channel_spread": 2.0})
+    assert not claims.GATES["dose"](margin, record, {"channel_spread": 0.0})
+
+
+def why_outcomes(levels: dict[str, float], column: str) -> Outcomes:
+    domains = {"photographs": "natural", "crops": "imagenet"}
+    given = {(domains.get(key, "medical"), key): {column: [level, level]} for key, level in levels.items()}
+    return cells(given, ("domain", "dataset"))
+
+
+def test_medical_tasks_are_compared_with_natural_ones():
+    levels = {"chest_ct": 0.4, "brain_mri": 0.5, "chest_xray": 0.4, "busi2": 0.3, "photographs": 0.35, "crops": 0.6}
+    o = why_outcomes(levels, "area 0.5")
+    assert quantities.above(o, column="area 0.5", than="natural").value == pytest.approx(0.05, abs=1e-3)
+    assert quantities.each_above(o, column="area 0.5", than="natural").value == pytest.approx(-0.05, abs=1e-3)
+    assert quantities.above(o, column="area 0.5", than="imagenet").value == pytest.approx(-0.2, abs=1e-3)
+
+
+def test_a_training_without_any_map_has_no_say():
+    o = why_outcomes({"chest_ct": 0.4, "photographs": 0.3}, "area 0.5")
+    rows = o.rows.copy()
+    rows.loc[(rows["dataset"] == "chest_ct") & (rows["model"] == 1), "area 0.5"] = np.nan
+    with pytest.raises(Unmeasured, match="in some trainings no image has a value"):
+        quantities.above(replace(o, rows=rows), column="area 0.5", than="natural")
+
+
+def test_accuracy_lost_is_compared_with_natural_images():
+    given = {}
+    for domain, dataset, before, after in [("medical", "chest_ct", 0.9, 0.1), ("natural", "photographs", 0.8, 0.5)]:
+        given[domain, dataset, "none", "0/255"] = {"right": [before, before]}
+        given[domain, dataset, "PGD", "1/255"] = {"right": [after, after]}
+    o = cells(given, ("domain", "dataset", "attack", "eps"))
+    assert quantities.lost_above(o, than="natural").value == pytest.approx(0.8 - 0.3)
+
+
+def test_missing_images_of_a_class():
+    rows = pd.DataFrame({"model": 0, "dataset": "busi2", "class": ["a", "b"], "image": "all", "group": "all"})
+    o = Outcomes(outcomes.tidy(rows.assign(missing=[0, 10]), ("dataset", "class")), ("dataset", "class"), (0,))
+    found = quantities.missing(o, dataset="busi2")
+    assert found.value == 10 and found.error == 0
+
+
+@pytest.mark.parametrize("claim", claims.of("assimilation"), ids=lambda claim: claim.id)
+def test_every_claim_is_computed_from_the_record_of_its_chapter(claim, records):
+    record = records[claim.chapter.removeprefix("assimilation/")]
+    assert record.header.claims[claim.id] == claims.hashed("assimilation", claim)
+    if claim.quantity == "missing":  # no files are counted where phantoms are drawn
+        with pytest.raises(Unmeasured, match="nothing measured"):
+            claims.quantity("assimilation", claim, record.outcomes)
+        return
+    found = claims.quantity("assimilation", claim, record.outcomes)
+    assert np.isfinite(found.value) and found.n >= 1
+    if isinstance(found, Estimate) and claim.chapter != "assimilation/glcm_texture":
+        assert found.trainings == (0, 1)
+    for gate in claim.gates:
+        assert isinstance(
+            claims.GATES[gate](found, record, documents.toml("assimilation", "claims")["gates"][gate]), str
+        )
+
+
+# What figures say
+
+
+def test_figures_of_the_results(records, chosen):
+    record = records["accuracy_vs_attack_strength"]
+    for figure in (figures.strengths(record), figures.survival(record)):
+        assert "seeds 0, 1" in figure.caption and "chest CT, SimpleCNN (from scratch)" in figure.alt
+    accuracy = record.outcomes.accuracy["chest_ct", NETWORK, "vanilla", "BIM", "8/255"].value
+    assert f"{accuracy:.3g} at 8" in figures.strengths(record).alt
+    signs = 2 * len(checks.CHECKS) + 2 * len(quantities.TRAININGS)
+    assert len(figures.masking([record]).frame) == signs
+    assert len(figures.accuracies([record]).frame) == len(quantities.TRAININGS)
+    assert len(figures.doses(record).frame) == 2
+    assert "brain MRI" in figures.strengths(records["all_datasets"]).alt
+
+
+def test_figures_of_textures_and_tables(records, chosen):
+    record = records["texture_colour_adaptation"]
+    assert "with GLCM loss: texture" in figures.textures(record).alt
+    shown = study.pictures(chosen)
+    assert {name: p.shape for name, p in shown["brain_mri"].items()} == {
+        "original": (2, 1, 32, 32),
+        "without GLCM loss": (2, 3, 32, 32),
+        "with GLCM loss": (2, 3, 32, 32),
+    }
+    assert "without GLCM loss by" in figures.repainted(shown, record).alt
+    tables = records["datasets_and_training"]
+    sizes = figures.sizes(tables).frame
+    assert sizes["on the slides"].tolist() == [536, 536, 1595, 1595, 1583, 1583, 210, 210]
+    assert sizes["phantoms used"].tolist() == [30] * 8
+    settings = figures.settings(tables).frame
+    assert settings["on the slides"].tolist()[-1] == "not said"
+    assert settings["smoke profile"].tolist()[-1] == "T 2625, C 2915"
+    assert plots.panels(study.specimens(32), figures.names(), tables).alt
+
+
+def test_figures_of_the_whys(records, chosen):
+    region, landscape = records["why_attention_region"], records["why_loss_landscape"]
+    assert "chest CT" in figures_why.attention(region).alt
+    for draw in (figures_why.vulnerability, figures_why.landscapes, figures_why.slices, figures_why.sharpness):
+        assert "breast ultrasound" in draw(landscape).alt and "Smoke profile, phantom data" in draw(landscape).caption
+    grid = figures_why.landscape(landscape)
+    assert len(grid) == 6 * 81 and (grid.query("x == 0 and y == 0")["value"] == 0).all()
+    for record, column in ((region, "attended area"), (landscape, "rise within 4/255, nats")):
+        table = figures_why.scores(record).frame
+        assert len(table) == 6 and table["accuracy"].iloc[-1] == "–" and column in table
+    assert "photographs, ImageNet network" in figures_why.maps(why.maps(chosen), region).alt
+    texture = records["glcm_texture"]
+    assert "flat windows" in figures_why.monotony(texture).alt and "none is asked" in texture.stamp().to_string()
+
+
+def test_figures_need_no_torch():
+    import subprocess
+    import sys
+
+    modules = ", ".join(f"hpatlib.documents.assimilation.{name}" for name in ("quantities", "figures", "figures_why"))
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
