@@ -1,4 +1,4 @@
-"""How much memory the paper profile's table 2 holds at once: 36 trained models, their data and what they answered.
+"""How much memory the paper profile's table 2 takes: 36 trainings, their data, and the record of what they answered.
 
 Made-up images of the size and number of C-NMC's training set (10,661 of 3 × 300 × 300 bytes, 2.9 GB in one sparse
 file), a tiny network, and a part of the batches. Resident memory counts the mapped pages of files too, which the system
@@ -8,6 +8,7 @@ Linux and macOS.
 
 import argparse
 import itertools
+import os
 import resource
 import sys
 import tempfile
@@ -18,12 +19,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpatlib import data
+from hpatlib import data, measure
 from hpatlib.data import ImageSet
+from hpatlib.documents import hpat
+from hpatlib.documents.hpat.quantities import ABLATED
+from hpatlib.records import Model
 
 HEALTHY, ILL, SIZE = 3389, 7272, 300  # C-NMC 2019, as the leukemia paper crops it
-STRATEGIES, SPLITS, SEEDS, SHOWN = 6, ("patient", "image"), 3, 1024  # table 2 at `paper`
-ENVIRONMENTS = 13
+NAMES = [name + norm for name in ABLATED for norm in ("", "+MixBN")]
+SPLITS, SEEDS, SHOWN = ("patient", "image"), 3, 1024
 LIMIT = 4e9
 
 
@@ -45,8 +49,8 @@ def cells(path: Path) -> ImageSet:
     return ImageSet("cnmc", store, labels, groups, ("hem", "all"), True, "fake", ids=ids)
 
 
-def run(path: Path, split_by: str, seed: int, batches: int) -> dict:
-    """What stays in memory of one run: its model, both sides of its data, its provenance and its outcomes."""
+def run(study: measure.Study, path: Path, name: str, split_by: str, seed: int, batches: int) -> None:
+    """One training and its outcomes in every cell of table 2: what the study keeps of it is provenance and rows."""
     train, test = data.split(cells(path), by=split_by, seed=seed)
     torch.manual_seed(seed)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 2))
@@ -55,20 +59,12 @@ def run(path: Path, split_by: str, seed: int, batches: int) -> dict:
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
         optimiser.step()
-    shown = test.subset(np.random.default_rng(seed).permutation(len(test))[:SHOWN])
-    with torch.no_grad():
-        answers = torch.cat([model(images) for images, _ in shown.batches(64)]).numpy()
-    margins = answers[:, 1] - answers[:, 0]
-    return {
-        "model": model,
-        "train": train,
-        "test": test,
-        "provenance": {"data": {"train": train.fingerprint, "test": test.fingerprint}, "seed": seed, "by": split_by},
-        "ids": shown.ids,
-        "labels": shown.labels,
-        "predictions": np.repeat(answers.argmax(1)[None], ENVIRONMENTS, axis=0),
-        "margins": np.repeat(margins[None], ENVIRONMENTS, axis=0),
-    }
+    few = measure.sample(test, SHOWN)
+    answers = measure.rows(few, measure.logits_of(model, few))
+    asked = Model(f"{name}-{split_by}-{seed}", {"model": "tiny", "weights": "scratch", "seed": seed}, seed=seed)
+    for place, reading in (("H0", "clean"), ("H6", "searched")):
+        cell = {"split": split_by, "training": name, "branch": "shared", "environment": place, "reading": reading}
+        study.add(asked, answers, **cell)
 
 
 def resident() -> float:
@@ -90,14 +86,18 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=10, help="batches of 16 that each run trains on")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    started, most, kept = time.perf_counter(), anonymous(), []
+    started, most = time.perf_counter(), anonymous()
+    conditions = ("split", "training", "branch", "environment", "reading")
+    study = measure.Study("hpat/table2_mixbn", hpat.choose("paper", "phantom", 0), conditions)
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["HPAT_RECORDS"] = folder
         path = fake(Path(folder), arguments.count)
-        for _, split_by, seed in itertools.product(range(STRATEGIES), SPLITS, range(SEEDS)):
-            kept.append(run(path, split_by, seed, arguments.batches))
+        for name, split_by, seed in itertools.product(NAMES, SPLITS, range(SEEDS)):
+            run(study, path, name, split_by, seed, arguments.batches)
             most = max(most, anonymous())
-        seconds = time.perf_counter() - started
-    print(f"{len(kept)} runs on {arguments.count} images of {SIZE} px in {seconds:.0f} s")
+        record, seconds = study.record(), time.perf_counter() - started
+    made = f"{len(record.header.models)} runs, {len(record.outcomes.rows)} outcomes"
+    print(f"{made}, on {arguments.count} images of {SIZE} px in {seconds:.0f} s")
     print(f"peak resident memory  {resident() / 1e9:5.2f} GB, limit {LIMIT / 1e9:.0f} GB")
     print(f"anonymous memory      {most / 1e9:5.2f} GB at most between runs" if most else "anonymous memory: not known")
     return int(resident() > LIMIT)

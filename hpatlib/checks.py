@@ -251,5 +251,5 @@ def verdicts(evidence: Evidence, groups: np.ndarray | None = None) -> pd.DataFra
 def _sign(check: str, estimate: statistics.Estimate, level: float) -> dict[str, object]:
     low, high = estimate.interval(level)
     verdict = "raised" if low > 0 else "unclear" if estimate.value > 0 else "not raised"
-    numbers = {"value": estimate.value, "value_low": low, "value_high": high, "n": estimate.n}
-    return {"check": check} | numbers | {"verdict": verdict}
+    numbers: dict[str, object] = {"value": estimate.value, "value_low": low, "value_high": high, "n": estimate.n}
+    return {"check": check, **numbers, "verdict": verdict}

@@ -109,7 +109,8 @@ class Judgement:
         nets = dict.fromkeys(self.record.header.models[m].network for m in sorted(used))
         sets = dict.fromkeys(images.name for images in self.record.header.images)
         parts = [", ".join(sets), self.record.header.profile, ", ".join(nets)]
-        parts += [f"n = {self.quantity.n}", f"{self.trainings} trainings" if self.trainings else "no training"]
+        parts += [f"n = {self.quantity.n}"] if self.quantity.n > 1 else []
+        parts += [f"{self.trainings} trainings" if self.trainings else "no training"]
         return ", ".join(filter(None, parts))
 
     def plain(self) -> dict[str, Any]:
@@ -234,6 +235,14 @@ def _dose(measured: Quantity, record: Record | None, least: dict[str, float]) ->
     return ""
 
 
+def _alike(measured: Quantity, threshold: float) -> str:
+    """Always asked: n outcomes that are all alike have no variance, and may still hide a share of 3 / n."""
+    low, high = measured.interval()
+    if low == high and abs(measured.value - threshold) <= 3 / max(1, measured.n):
+        return f"all outcomes are alike, and {measured.n} images a training are too few to tell from the threshold"
+    return ""
+
+
 Gate = Callable[[Quantity, Record | None, Any], str]
 # Each: (quantity, record, the number in claims.toml) -> why nothing may be concluded, or "".
 # A name may carry a suffix, "trainings-spread", to have a number of its own.
@@ -255,7 +264,7 @@ def judge(document: str, chapters: Sequence[str] | None = None) -> list[Judgemen
     for (k, claim, found), far, close in zip(free, away, near, strict=True):
         verdict = _verdict(claim, found, far, close)
         uncorrected = _verdict(claim, found, _away(claim, found), _near(claim, found))
-        why = _undecided(claim, found) if verdict == "inconclusive" else ""
+        why = _undecided(claim, found, len(free)) if verdict == "inconclusive" else ""
         judged[k] = replace(judged[k], verdict=verdict, uncorrected=uncorrected, why=why)
     return [j for j in judged if chapters is None or j.claim.chapter in chapters]
 
@@ -271,7 +280,10 @@ def _measured(document: str, claim: Claim) -> Judgement:
     except Unmeasured as missing:
         return untested(record, str(missing))
     numbers = documents.toml(document, "claims").get("gates", {})
-    why = next(filter(None, (GATES[kind(gate)](found, record, numbers[gate]) for gate in claim.gates)), "")
+    reasons = [GATES[kind(gate)](found, record, numbers[gate]) for gate in claim.gates]
+    if record is not None:
+        reasons.append(_alike(found, claim.threshold))
+    why = next(filter(None, reasons), "")
     return Judgement(document, claim, "cannot tell", "cannot tell", found, record, why)
 
 
@@ -299,11 +311,11 @@ def _verdict(claim: Claim, found: Quantity, away: float, near: float) -> str:
     return "no difference" if near < LEVEL else "inconclusive"
 
 
-def _undecided(claim: Claim, found: Quantity) -> str:
-    """What would decide a claim: for equality, what would carry the interval off the nearer end of its margin."""
+def _undecided(claim: Claim, found: Quantity, family: int) -> str:
+    """What would decide a claim among ``family`` others; for equality, off the nearer end of its margin."""
     margin = claim.margin or 0.0 if claim.direction == "=" else 0.0
     edge = min((claim.threshold - margin, claim.threshold + margin), key=lambda end: abs(found.value - end))
-    more = found.would_decide(edge)
+    more = found.would_decide(edge, LEVEL / 2 / family)
     return more if more.startswith("the effect") else f"{more} would decide it"
 
 

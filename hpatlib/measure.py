@@ -56,7 +56,11 @@ def rows(images: ImageSet, answers: Tensor, **values: Any) -> pd.DataFrame:
     else:
         margin = scores[own] - scores.masked_fill(own, -math.inf).amax(dim=1)
     limit = float(np.finfo(np.float16).max)
-    about = {"label": images.labels, "prediction": scores.argmax(dim=1).numpy(), "margin": margin.clamp(-limit, limit)}
+    about = {
+        "label": images.labels,
+        "prediction": scores.argmax(dim=1).numpy(),
+        "margin": margin.clamp(-limit, limit).numpy(),
+    }
     return pd.DataFrame(named(images) | about | values)
 
 

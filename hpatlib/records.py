@@ -252,7 +252,7 @@ def of(chapter: str) -> list[Record]:
 
     Raises ``ValueError`` that names a broken file.
     """
-    found = [_cached(path, path.stat().st_mtime_ns) for path in sorted((folder() / chapter).glob("*.json"))]
+    found = [_cached(path, *_changed(path)) for path in sorted((folder() / chapter).glob("*.json"))]
     return sorted(found, key=lambda r: (not r.real, -PROFILES.index(r.header.profile), r.header.seed))
 
 
@@ -267,6 +267,11 @@ def everything() -> list[Path]:
     return sorted(folder().rglob("*.json"))
 
 
+def _changed(path: Path) -> list[int]:
+    """When the two files of a record were last changed, 0 for one that is missing."""
+    return [file.stat().st_mtime_ns if file.is_file() else 0 for file in (path, path.with_suffix(".parquet"))]
+
+
 @lru_cache(maxsize=64)
-def _cached(path: Path, changed: int) -> Record:
+def _cached(path: Path, header: int, outcomes: int) -> Record:
     return read(path)

@@ -24,7 +24,7 @@ not how many there are. For a mean over images of which cluster c holds the shar
 where the root makes up for v_s having followed c: with one image a cluster Σ_c d_sc² is the familiar variance over n,
 and with large clusters it is unbiased if the means of all clusters vary alike. ``benchmarks/coverage.py`` shows how
 often such an interval holds the truth. It is too narrow where it cannot know better: outcomes that are all alike have
-no variance, however few they are; a single training says nothing about others; and where trainings or images are skewed,
+no variance, however few they are; a single training says nothing about others; and where values are skewed,
 as near 0 or 1, the truth lies beyond one end more often than beyond the other.
 """
 
@@ -128,8 +128,10 @@ class Estimate:
         """One-sided p-value of the data where the truth is at least ``threshold``: small speaks for *below*."""
         return (-self).above(-threshold)
 
-    def would_decide(self, threshold: float, *, most: int = 1000) -> str:
-        """What would carry the 95 % interval of this effect past ``threshold``: more trainings, or more images.
+    def would_decide(self, threshold: float, tail: float = 0.025, *, most: int = 100) -> str:
+        """What would carry the interval of this effect past ``threshold``: more trainings, or more images.
+
+        ``tail``: what lies beyond each end of the interval, less than 0.025 where many claims are judged at once.
 
         More trainings narrow V₁; more images narrow V₂ and the share of V₁ that comes from each training's own images.
         """
@@ -143,17 +145,22 @@ class Estimate:
         if self.trainings is not None and count == 1:
             return "more than one training"
         for total in range(count + 1, most + 1) if between else ():
-            if half_width(between * count / total, shared, degrees, total, 0.025) < distance:
+            if half_width(between * count / total, shared, degrees, total, tail) < distance:
                 return f"about {total} trainings"
         own = min(between, max(0.0, float(np.square(self.influence).sum()) / count**2 - shared / count))
         fixed, narrowed = between - own, own
         if between:
-            squared = float(stdtrit(count - 1, 0.025)) ** 2
+            squared = float(stdtrit(count - 1, tail)) ** 2
             fixed, narrowed = squared * fixed, squared * narrowed
-        narrowed += float(stdtrit(degrees, 0.025)) ** 2 * shared
+        narrowed += float(stdtrit(degrees, tail)) ** 2 * shared
         if fixed < distance**2 and (times := narrowed / (distance**2 - fixed)) < most:
-            return f"about {max(times, 1.1):.2g} times as many images"
-        return f"more than {most} trainings, or {most} times as many images"
+            return f"about {max(times, 1.1):.2g} times as many {self._units}"
+        return f"more than {most} trainings, or {most} times as many {self._units}"
+
+    @property
+    def _units(self) -> str:
+        """What clusters are: images, or fewer patients or groups of images than there are images."""
+        return "patients or groups of images" if len(self.clusters) < self.n else "images"
 
     def __neg__(self) -> Estimate:
         return self * -1.0
@@ -230,8 +237,8 @@ class Least:
     def below(self, threshold: float) -> float:
         return min(1.0, len(self.parts) * min(part.below(threshold) for part in self.parts))
 
-    def would_decide(self, threshold: float) -> str:
-        return self.deciding.would_decide(threshold)
+    def would_decide(self, threshold: float, tail: float = 0.025) -> str:
+        return self.deciding.would_decide(threshold, tail)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,8 +277,8 @@ class Greatest:
     def below(self, threshold: float) -> float:
         return self._mirror.above(-threshold)
 
-    def would_decide(self, threshold: float) -> str:
-        return self._mirror.would_decide(-threshold)
+    def would_decide(self, threshold: float, tail: float = 0.025) -> str:
+        return self._mirror.would_decide(-threshold, tail)
 
 
 Quantity = Estimate | Least | Greatest

@@ -1,5 +1,6 @@
 """Chapters as users run them: the pairs agree, parameters are checked, the command line says what is wrong."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+from made_up import World, forget, record
 from typer.testing import CliRunner
 
+import hpatlib
 from hpatlib import cli
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +70,8 @@ def test_the_command_line_lists_chapters_by_title():
         (["run", "hpat/fig1_robustness_issue", "--profile", "huge"], "smoke"),
         (["run", "hpat/fig1_robustness_issue", "--seed", "-1"], "seed"),
         (["run", "hpat/fig1_robustness_issue", "--plain", "--output", "here"], "leave one of them out"),
+        (["sync", "hpat/fig7"], "unknown chapter hpat/fig7: choose from "),
+        (["claims", "--document", "hapt"], "unknown document 'hapt': choose one of hpat"),
         (["data", "fetch", "cnmc"], "set HPAT_DATA"),
     ],
 )
@@ -117,34 +122,190 @@ def test_execute_injects_what_differs_and_keeps_a_failed_run_apart(tmp_path):
     assert sorted(path.name for path in target.parent.iterdir()) == ["chapter.failed.ipynb", "chapter.ipynb"]
 
 
-def test_a_plain_run_executes_the_cells_without_jupyter(tmp_path, capsys, monkeypatch):
-    chapter = jupytext.reads(CHAPTER, fmt="md:myst")
-    chapter.cells.insert(0, nbformat.v4.new_code_cell("%pip install nothing", metadata={"tags": ["nbval-skip"]}))
-    nbformat.write(chapter, tmp_path / "chapter.ipynb")
+SKIPPED = """```{code-cell} ipython3
+:tags: [nbval-skip, remove-cell]
+
+%pip install nothing
+```
+
+"""
+
+
+def test_a_plain_run_executes_the_cells_of_the_text_without_jupyter(tmp_path, capsys, monkeypatch):
+    source = tmp_path / "chapter.md"
+    source.write_text(CHAPTER.replace("```{code-cell}", SKIPPED + "```{code-cell}", 1))
     for module in ("papermill", "jupytext", "nbformat", "IPython"):
         monkeypatch.setitem(sys.modules, module, None)  # importing it fails
     parameters = {"profile": "laptop", "data": "real", "seed": 3}
-    assert cli.execute_plainly(tmp_path / "chapter.md", parameters) is None
+    assert cli.execute_plainly(source, parameters) is None
     assert capsys.readouterr().out == "laptop real 3\n"
-    message = cli.execute_plainly(tmp_path / "chapter.md", parameters | {"seed": 7})
-    assert message == "chapter failed in cell 3: AssertionError: no such seed"
-    assert "Traceback" in capsys.readouterr().err
+    message = cli.execute_plainly(source, parameters | {"seed": 7})
+    assert message == "chapter failed in code cell 3: AssertionError: no such seed"
+    assert 'File "chapter, code cell 3", line 2' in capsys.readouterr().err
 
 
-def test_a_relative_data_folder_means_the_same_inside_the_chapter(tmp_path, monkeypatch):
-    source = tmp_path / "chapters" / "chapter.md"
-    source.parent.mkdir()
-    (tmp_path / "data").mkdir()
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_cells_are_those_that_jupytext_reads(source):
+    cells = [c for c in jupytext.read(source).cells if c.cell_type == "code"]
+    assert cli.cells(source) == [(c.metadata.get("tags", []), c.source) for c in cells]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A checkout with one chapter, and folders of its own for models and records."""
+    (tmp_path / "_config.yml").touch()
+    source = tmp_path / "notebooks" / "made" / "fig1.md"
+    source.parent.mkdir(parents=True)
+    source.write_text(CHAPTER)
+    jupytext.write(jupytext.read(source), source.with_suffix(".ipynb"))
+    monkeypatch.chdir(source.parent)  # found from below, too
+    for name in cli.FOLDERS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HPAT_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def test_run_plain_runs_the_text_and_says_where_its_notebook_has_drifted(checkout):
+    done = invoke(cli.app, ["run", "made/fig1", "--plain", "--profile", "study", "--data", "real", "--seed", "2"])
+    assert done.exit_code == 0 and done.output == "made/fig1\nstudy real 2\n"
+    source = checkout / "notebooks" / "made" / "fig1.md"
+    source.write_text(CHAPTER.replace("seed < 5", "seed < 2"))
+    done = invoke(cli.app, ["run", "made/fig1", "--plain", "--seed", "2"])
+    assert done.exit_code == 1 and "made/fig1.md is not what its notebook was written from" in done.output
+    assert "fig1 failed in code cell 2: AssertionError: no such seed" in done.output
+    source.with_suffix(".ipynb").unlink()
+    assert cli.drifted(source)
+    assert not list(checkout.rglob("*.failed.ipynb")) and not (checkout / "home").exists()
+
+
+def test_a_run_is_compared_with_the_committed_record_of_the_same_run(checkout):
+    right = {("before",): 0.5}
+    record(checkout / "home" / "records", "made/fig1", ("place",), right, profile="smoke", seed=1)
+    assert "committed" not in invoke(cli.app, ["run", "made/fig1", "--plain", "--seed", "1"]).output
+    record(checkout / "evidence", "made/fig1", ("place",), right, profile="smoke", seed=1)
+    done = invoke(cli.app, ["run", "made/fig1", "--plain", "--seed", "1"])
+    assert "nothing to compare: the committed record tests no claim" in done.output
+    record(checkout / "evidence", "made/fig1", ("place",), right, profile="smoke", seed=1, images=[])
+    done = invoke(cli.app, ["run", "made/fig1", "--plain", "--seed", "1"])
+    assert "committed record, which is about other images" in done.output
+    assert "committed" not in invoke(cli.app, ["run", "made/fig1", "--plain", "--seed", "1", "--record"]).output
+
+
+# Claims on the command line: a made-up document whose claims and records are known.
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    made = World(tmp_path, monkeypatch, {"gain": lambda o: o.accuracy["after"] - o.accuracy["before"]})
+    made.rule({"id": "rises"}, {"id": "elsewhere", "chapter": "made/fig2"})
+    yield made
+    monkeypatch.undo()
+    forget()
+
+
+def measured(world, **changed):
+    record(world.evidence, "made/fig1", ("place",), {("before",): 0.5, ("after",): 0.8}, **changed)
+
+
+def test_claims_are_listed_with_their_verdicts(world):
+    done = invoke(cli.app, ["claims"])
+    assert done.exit_code == 0
+    assert done.output.splitlines() == [
+        "rises      not yet tested: no record of real images",
+        "elsewhere  not yet tested: no record of real images",
+        "2 claims: 2 not yet tested",
+    ]
+    measured(world)
+    lines = invoke(cli.app, ["claims", "--document", "made"]).output.splitlines()
+    assert lines[0] == "rises      supported" and lines[-1] == "2 claims: 1 supported, 1 not yet tested"
+    assert re.fullmatch(
+        r" {11}gain \+30\.0( \[.*\])? points; the claim needs > 0\.0 points; cnmc, laptop, .*6 trainings", lines[1]
+    )
+
+
+def test_claims_as_json_hold_everything(world):
+    measured(world)
+    first, second = json.loads(invoke(cli.app, ["claims", "--json"]).output)
+    expected = {"id": "rises", "document": "made", "verdict": "supported", "uncorrected": "supported", "why": ""}
+    assert expected.items() <= first.items() and first["trainings"] == 6 and first["n"] == 40
+    assert first["low"] <= first["effect"] <= first["high"] and first["effect"] == pytest.approx(0.3)
+    assert second["verdict"] == "not yet tested" and second["why"] == "no record of real images"
+    assert [second[name] for name in ("effect", "low", "high", "n", "trainings")] == [None, None, None, None, 0]
+    assert first.keys() == second.keys()
+
+
+def test_verify_ends_with_0_10_or_3(world):
+    done = invoke(cli.app, ["verify"])
+    assert done.exit_code == 3 and "rises: not written down in made/claims.lock: run hpat claims --lock" in done.output
+    done = invoke(cli.app, ["claims", "--lock"])
+    assert done.exit_code == 0 and done.output == "written down anew: rises, elsewhere\n"
+    assert invoke(cli.app, ["claims", "--lock"]).output == "every claim stands as it was written\n"
+    done = invoke(cli.app, ["verify"])
+    assert (done.exit_code, done.output) == (0, "2 claims fit their lock and their records; 0 are contradicted\n")
+    measured(world)
+    assert invoke(cli.app, ["verify"]).exit_code == 0
+    world.rule({"id": "rises", "direction": "<"}, {"id": "elsewhere", "chapter": "made/fig2"})
+    done = invoke(cli.app, ["verify"])
+    assert done.exit_code == 3 and "rises: changed after it was written down on " in done.output
+    invoke(cli.app, ["claims", "--lock"])
+    done = invoke(cli.app, ["verify"])
+    assert done.exit_code == 10 and "contradicted: rises: It rises. (gain +30.0" in done.output
+    (world.evidence / "made" / "fig1" / "laptop-real-seed0.parquet").unlink()
+    for command in ("verify", "claims"):
+        done = invoke(cli.app, [command])
+        assert done.exit_code == 3 and "laptop-real-seed0.parquet is missing" in done.output
+    world.rule({"id": "rises", "quantity": "lift"})
+    for command in ("verify", "claims"):
+        done = invoke(cli.app, [command])
+        assert done.exit_code == 3 and "needs the quantity 'lift'" in done.output and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["--help"], ["run", "-h"], ["claims", "-h"], ["data", "fetch", "-h"]])
+def test_help_is_a_letter_away(arguments):
+    done = invoke(cli.app, arguments)
+    assert done.exit_code == 0 and "Usage:" in done.output
+
+
+def test_the_version_is_the_packages():
+    done = invoke(cli.app, ["--version"])
+    assert done.exit_code == 0 and done.output.strip() == hpatlib.__version__
+
+
+def test_profiles_and_the_command_line_agree():
+    from hpatlib import documents, records
+
+    assert tuple(choice.value for choice in cli.Profile) == records.PROFILES
+    for document in documents.names():
+        profiles = documents.toml(document, "profiles")
+        assert tuple(profiles) == records.PROFILES
+        assert {profile["data"] for profile in profiles.values()} <= {choice.value for choice in cli.Data}
+
+
+def test_a_relative_data_folder_means_the_same_inside_the_chapter(checkout, monkeypatch):
+    source = checkout / "notebooks" / "made" / "fig1.md"
     source.write_text(CHAPTER.replace("print(profile", "import os; print(os.listdir(os.environ['HPAT_DATA']), profile"))
-    monkeypatch.chdir(tmp_path)
+    (checkout / "data" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(checkout)
     monkeypatch.setenv("HPAT_DATA", "data")
-    assert cli.execute(source, tmp_path / "out.ipynb", {}) is None
-    assert nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[0].text == "[] smoke None 0\n"
+    assert invoke(cli.app, ["run", "made/fig1"]).exit_code == 0
+    (target,) = (checkout / "home" / "chapters").rglob("fig1.ipynb")
+    assert nbformat.read(target, as_version=4).cells[-1].outputs[0].text == "['inside'] smoke None 0\n"
 
 
 def test_importing_the_library_needs_neither_jupyter_nor_torchvision():
-    modules = "attacks, spatial, stbo, hybrid, models, data, training, evaluation, runs, settings, evidence, plots, cli"
+    modules = "attacks, spatial, stbo, hybrid, models, data, training, measure, runs, claims, records, plots, cli"
     heavy = {"papermill", "jupyter_core", "IPython", "torchvision", "timm", "sklearn", "snakemake", "kagglehub"}
-    code = f"import sys; from hpatlib import {modules}; print(sorted({heavy} & set(sys.modules)))"
+    assert imported(modules, heavy) == "[]"
+
+
+def test_judging_and_listing_need_no_torch():
+    modules = "statistics, outcomes, records, claims, documents, cli"
+    quantities = "from hpatlib import documents; [documents.quantities(name) for name in documents.names()]"
+    assert imported(modules, {"torch", "matplotlib", "statsmodels", "sklearn"}, quantities) == "[]"
+
+
+def imported(modules: str, heavy: set[str], then: str = "") -> str:
+    """Which of ``heavy`` were imported with ``modules`` of the library."""
+    code = f"import sys; from hpatlib import {modules}; {then}\nprint(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()

@@ -4,19 +4,21 @@ import itertools
 import tomllib
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from made_up import measured
 from sklearn import metrics
+from test_measure import Left, image_set
 
 from hpatlib import claims, documents, measure, runs
 from hpatlib.documents import hpat
 from hpatlib.documents.hpat import figures, quantities, study
-from hpatlib.hybrid import environment
+from hpatlib.hybrid import environment, showcase
 from hpatlib.mixbn import strip
-from hpatlib.outcomes import Unmeasured
+from hpatlib.outcomes import Outcomes, Unmeasured, tidy
 from hpatlib.plots.base import Figure, Table
 from hpatlib.records import Record
 from hpatlib.spatial import Box
@@ -57,7 +59,8 @@ def test_rows_of_table_2_that_no_confusion_matrix_gives():
 
 
 def test_printed_gains_of_mixbn():
-    gains = [b - a for n in ("Adv_PGD", "Adv_RT", "Adv_h") for a, b in zip(TABLE_2[n], TABLE_2[f"{n}+MixBN"])]
+    without, with_ = (np.array([TABLE_2[n + s] for n in ("Adv_PGD", "Adv_RT", "Adv_h")]) for s in ("", "+MixBN"))
+    gains = (with_ - without).ravel()
     found = quantities.printed_mixbn_gain()
     assert found.value == pytest.approx(min(gains) / 100) and found.value < 0 and len(found.parts) == 12
 
@@ -89,7 +92,7 @@ def test_published_tables_are_the_documents_and_unknown_ones_are_refused():
     np.testing.assert_allclose(100 * two.to_numpy(), list(TABLE_2.values()))
     with pytest.raises(ValueError, match="no table 'table3' of 'hpat': choose one of table1, table2"):
         documents.published_table("hpat", "table3")
-    with pytest.raises(ValueError, match="unknown document 'hapt': choose one of .*hpat"):
+    with pytest.raises(ValueError, match=r"unknown document 'hapt': choose one of .*hpat"):
         documents.published("hapt")
 
 
@@ -204,7 +207,7 @@ def test_quantities_of_figure_5_and_6():
     assert quantities.stm_less_stbo(o, box="30", budgets=[99]).value == pytest.approx(0.2)
     assert quantities.stm_less_stbo(o, box="30", budgets=[9, 27, 99]).value == pytest.approx(0.05)
     assert quantities.louder_than_grid(o, box="30").value == pytest.approx(0)  # 0.7 wrong in both
-    with pytest.raises(Unmeasured, match="nothing measured with box=|no ROI at box='180'"):
+    with pytest.raises(Unmeasured, match="no ROI at box='180'"):
         quantities.stm_less_stbo(o, box="180", budgets=[99])
 
 
@@ -266,8 +269,6 @@ def test_quantities_of_figure_2():
     rows = pd.DataFrame({"stage": np.repeat(["line 8 as read", "line 8 as printed", "partners exchanged, sum"], 4)})
     rows = rows.assign(loss=[1.0] * 4 + [1.5] * 4 + [np.nan] * 4, changed=[np.nan] * 8 + [1, 0, 0, 0])
     rows = rows.assign(model=0, image=np.tile(range(4), 3), group=np.tile(range(4), 3))
-    from hpatlib.outcomes import Outcomes, tidy
-
     o = Outcomes(tidy(rows, ("stage",)), ("stage",), (0,))
     assert quantities.louder(o).value == 0.5 and quantities.tied(o, variant="sum").value == 0.25
 
@@ -292,9 +293,7 @@ def made(chosen) -> dict[str, Record]:
     """A record of each chapter; figure 6's own searches are fewer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "BUDGETS", (1, 9, 27, 99, 100))
-        patch.setattr(
-            study, "_searched", _searched_less
-        )  # 100 and 775 queries an image are the document's, and take long
+        patch.setattr(study, "_searched", _searched_less)  # the document's 100 and 775 queries an image take long
         tables = {r.header.chapter: r for r in (f(chosen) for f in STUDIES.values())}
     assert set(tables) == set(STUDIES)
     return tables
@@ -341,9 +340,8 @@ def test_every_claim_is_computed_from_its_chapters_record_or_says_what_lacks(mad
             assert found.trainings == (0, 1) and found.n > 0 and found.leaves
     # Table 1's claims are about networks pretrained on ImageNet, of which this profile has none.
     assert lacking.keys() == {"table1-best-acc", "table1-best-auc"}
-    assert all(
-        "network='efficientnet_b3 (imagenet)': measured were simple_cnn (scratch)" in m for m in lacking.values()
-    )
+    reason = "network='efficientnet_b3 (imagenet)': measured were simple_cnn (scratch)"
+    assert all(reason in missing for missing in lacking.values())
 
 
 def test_cells_are_those_the_chapters_speak_of(made, chosen):
@@ -385,10 +383,10 @@ def test_each_cell_is_measured_through_its_branch(made, chosen):
 def test_the_worst_loss_of_a_search_tells_its_prediction(made):
     """For two classes: right exactly where the cross-entropy is below ln 2, and no less than the clean loss."""
     rows = made["hpat/fig6_stbo_vs_grid_search"].outcomes.rows
-    assert ((rows["loss"] < np.log(2)) == (rows["prediction"] == rows["label"]))[rows["method"] != "clean"].all()
-    clean = rows[rows["method"] == "clean"]
-    sure = (clean["loss"] - np.log(2)).abs() > 1e-3  # half precision
-    assert ((clean["loss"] < np.log(2)) == (clean["prediction"] == clean["label"]))[sure].all()
+    rows = rows.astype({"loss": float})
+    sure = rows[(rows["loss"] - np.log(2)).abs() > 1e-3]  # half precision
+    assert len(sure) > 0.3 * len(rows) and "clean" in set(sure["method"])
+    assert ((sure["loss"] < np.log(2)) == (sure["prediction"] == sure["label"])).all()
     best = rows[rows["method"].isin(["STBO", "Sobol", "random"])]
     by_budget = best.assign(queries=best["queries"].astype(str).astype(int)).sort_values("queries")
     for _, one in by_budget.groupby(["model", "box", "method", "image"], observed=True):
@@ -397,14 +395,30 @@ def test_the_worst_loss_of_a_search_tells_its_prediction(made):
 
 def test_searches_find_a_turn_that_all_of_them_can_see():
     """Class 1 where the left half is brighter: every search of ±180° finds a half turn that flips each answer."""
-    from test_measure import Left, image_set
-
     images = image_set(np.arange(12) % 2)
     found = list(study._searched(Left(), measure.sample(images, 4), Box(0, 180), 0, "title"))
     assert [queries for method, queries, _ in found if method == "STM"] == [9, 27, 99, 775]
     assert [queries for method, queries, _ in found if method == "STBO"] == list(study.BUDGETS)
     for method, queries, worst in found:
         assert worst.shape == (4,) and (queries < 99 or (worst > np.log(2)).all()), method
+
+
+def test_perturbations_of_figure_1_have_the_names_and_budgets_it_speaks_of():
+    """Class 1 where the left half is brighter: a half turn flips every answer, and noise within 6/255 none."""
+    images = image_set(np.arange(12) % 2)
+    x, labels = images.tensors()
+    made = {name: attack(Left(), x, labels) for name, attack in showcase(6 / 255, Box(1, 180), seed=0).items()}
+    assert torch.equal(made["clean"], x)
+    for name in ("random noise", "worst noise"):
+        assert 0 < (made[name] - x).abs().max() <= 6 / 255 + 1e-6
+    parts = []
+    for name, answers in measure.attacked(Left(), images, showcase(6 / 255, Box(1, 180), seed=0)):
+        parts.append(measure.rows(images, answers, perturbation=name, model=0))
+    o = Outcomes(tidy(pd.concat(parts), ("perturbation",)), ("perturbation",), (0,))
+    assert o.accuracy["clean"].value == 1
+    assert quantities.flipped(o, perturbation="worst transform").value == 1
+    assert quantities.flipped(o, perturbation="random noise").value == 0
+    assert 0 < quantities.flipped_more(o, perturbation="random both", than="random noise").value <= 1
 
 
 def test_the_grid_covers_figure_5(chosen):
@@ -417,8 +431,6 @@ def test_the_grid_covers_figure_5(chosen):
 
 
 def _changed(settings: study.Profile, **values) -> study.Profile:
-    import msgspec
-
     return msgspec.structs.replace(settings, **values)
 
 
@@ -502,6 +514,13 @@ def test_tables_stand_beside_the_documents_numbers(made, chosen):
     settings = tables[3].frame.set_index("setting")
     assert settings.loc["stbo queries", ["published", "here"]].tolist() == ["100", "3"]
     assert settings.loc["eps", ["published", "here"]].tolist() == ["6", "6"]
+
+
+def test_a_figure_needs_alt_text_and_shows_it():
+    with pytest.raises(ValueError, match="alt text"):
+        Figure(b"", "caption", " ")
+    bundle, _ = Figure(b"png", "a < b", 'say "x"')._repr_mimebundle_()
+    assert 'alt="say &quot;x&quot;"' in bundle["text/html"] and "<figcaption>a &lt; b" in bundle["text/html"]
 
 
 @pytest.mark.parametrize("chapter", STUDIES)

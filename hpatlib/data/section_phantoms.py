@@ -170,7 +170,7 @@ def _lung(rng: np.random.Generator, side: int, nodule: bool) -> np.ndarray:
     vessels = np.zeros_like(x)
     for at, extent in fields:  # bent branches that thin out, from the root of the lung, and cross-sections of others
         root = np.array([at[0] + np.sign(centre[0] - at[0]) * 0.7 * extent[0], at[1]])
-        turn, far, bend = rng.uniform([[0], [0.3], [-0.25]], [[2 * np.pi], [0.9], [0.25]], (3, 24))
+        turn, far, bend = rng.uniform([[0.0], [0.3], [-0.25]], [[2 * np.pi], [0.9], [0.25]], (3, 24))
         ends = at + extent * (far * [np.cos(turn), np.sin(turn)]).T
         way = ends - root
         along = np.linspace(0, 1, side // 2)[:, None, None]
@@ -186,7 +186,9 @@ def _lung(rng: np.random.Generator, side: int, nodule: bool) -> np.ndarray:
         turn, far = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.6)
         at = at + far * extent * [np.cos(turn), np.sin(turn)]
         radius = rng.uniform(0.045, 0.072)
-        distance = outside(rng, x, y, at, radius * rng.uniform(0.85, 1.15, 2), waves=0.1, spicules=rng.integers(5, 10))
+        distance = outside(
+            rng, x, y, at, radius * rng.uniform(0.85, 1.15, 2), waves=0.1, spicules=int(rng.integers(5, 10))
+        )
         inside = step(-distance, 0.005)
         image += inside * (rng.uniform(0.5, 0.75) + 0.05 * noise(rng, x.shape, 0.01, 0.01) - image)
     turns = np.linspace(0, 2 * np.pi, rng.integers(11, 16), endpoint=False)

@@ -86,9 +86,9 @@ def _lesion(
     width = rng.uniform(0.62, 1.05) if malignant else rng.uniform(1.15, 1.9)  # over height
     half = np.sqrt([area * width, area / width])
     if malignant:
-        distance = outside(rng, x, y, centre, half, waves=0.16, spicules=rng.integers(7, 14))
+        distance = outside(rng, x, y, centre, half, waves=0.16, spicules=int(rng.integers(7, 14)))
         inside, halo, rim = step(-distance, 0.01), 0.05, rng.uniform(0, 5)
-        texture, behind = 4, rng.uniform(-20, -9)
+        texture, behind = 4.0, rng.uniform(-20, -9)
     else:
         distance = outside(rng, x, y, centre, half, waves=0.04)
         inside, halo, rim = step(-distance, 0.006), 0.012, rng.uniform(3, 7)
@@ -153,5 +153,5 @@ def noise(rng: np.random.Generator, shape: tuple[int, ...], *grain: float) -> np
     field = np.fft.rfftn(rng.standard_normal(shape))
     for size, wave in zip(grain, np.ix_(*waves), strict=True):
         field *= np.exp(-2 * (np.pi * size * wave) ** 2)
-    field = np.fft.irfftn(field, shape, range(len(shape)))
-    return (field - field.mean()) / field.std()
+    smooth = np.fft.irfftn(field, shape, range(len(shape)))
+    return (smooth - smooth.mean()) / smooth.std()

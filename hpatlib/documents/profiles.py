@@ -49,10 +49,10 @@ class Chosen(Generic[P]):
         """Side of the images, in pixels."""
         return self.run.size
 
-    def runs(self, count: int | None = None, **changed: Any) -> list[Run]:
-        """A run a training, from ``seed`` on: ``count`` of them (default: the profile's), with fields changed."""
-        count = self.settings.trainings if count is None else count
-        return [replace(self.run, seed=self.seed + k, **changed) for k in range(count)]
+    def runs(self, trainings: int | None = None, **changed: Any) -> list[Run]:
+        """A run a training, from ``seed`` on: so many (default: the profile's), with fields changed."""
+        trainings = self.settings.trainings if trainings is None else trainings
+        return [replace(self.run, seed=self.seed + k, **changed) for k in range(trainings)]
 
 
 def choose(

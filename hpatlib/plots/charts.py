@@ -4,7 +4,7 @@ Every function draws on an axis it is given and returns what it shows in words, 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -47,9 +47,9 @@ def lines(
         if bars and not numeric:
             place = place + 0.07 * (number - (len(present) - 1) / 2)  # whiskers side by side, not on top of each other
         value, low, high = (rows[c].to_numpy(float) for c in ("value", "low", "high"))
-        line = {"color": look.colour, "ls": look.line, "label": look.label}
+        line: dict[str, Any] = {"color": look.colour, "ls": look.line, "label": look.label}
         if bars:
-            spread = [np.maximum(0, value - low), np.maximum(0, high - value)]
+            spread = np.nan_to_num(np.maximum(0, [value - low, high - value]), posinf=0)  # no bar where none is known
             axis.errorbar(place, value, spread, marker=look.marker, ms=3.5, lw=1.3, elinewidth=0.8, capsize=1.5, **line)
         else:
             axis.plot(place, value, lw=1.6, **line)
@@ -82,8 +82,15 @@ def points(
         shift = 0.7 / len(present) * (number - (len(present) - 1) / 2)
         place = np.array([groups.index(value) for value in rows[across]], float) + shift
         value, low, high = (rows[c].to_numpy(float) for c in ("value", "low", "high"))
-        spread = [np.maximum(0, value - low), np.maximum(0, high - value)]
-        style = {"fmt": look.marker, "color": look.colour, "capsize": 2, "ms": 5, "lw": 1.2, "label": look.label}
+        spread = np.nan_to_num(np.maximum(0, [value - low, high - value]), posinf=0)
+        style: dict[str, Any] = {
+            "fmt": look.marker,
+            "color": look.colour,
+            "capsize": 2,
+            "ms": 5,
+            "lw": 1.2,
+            "label": look.label,
+        }
         axis.errorbar(place, value, spread, zorder=3, **style)
         if each is not None:
             small = each[each[by] == name]
@@ -104,7 +111,8 @@ def ranking(
     names, told = [name for name in looks if name in set(table[of])], []
     for place, name in enumerate(names):
         look, one = looks[name], table[table[of] == name].iloc[0]
-        spread = [[max(0, one["value"] - one["low"])], [max(0, one["high"] - one["value"])]]
+        ends = [[one["value"] - one["low"]], [one["high"] - one["value"]]]
+        spread = np.nan_to_num(np.maximum(0, ends), posinf=0)
         axis.errorbar(one["value"], place, xerr=spread, fmt=look.marker, color=look.colour, capsize=2, zorder=3)
         if each is not None:
             small = each[each[of] == name]["value"]

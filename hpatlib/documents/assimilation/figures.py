@@ -137,8 +137,8 @@ def masking(records: Sequence[Record]) -> Table:
         for row in record.table("masking").itertuples():
             where = (row.dataset, row.network, row.training, row.check)
             found.append(_sign(record, where, (row.value, row.value_low, row.value_high), row.eps, f"seed {row.seed}"))
-        for where, sign in signs(record.outcomes).items():
-            found.append(_sign(record, where, (sign.value, *sign.interval()), f"to {strongest}", several))
+        for key, sign in signs(record.outcomes).items():
+            found.append(_sign(record, key, (sign.value, *sign.interval()), f"to {strongest}", several))
     return Table(
         pd.DataFrame(found),
         "Signs that models mask their gradients, in shares of images; above zero speaks for masking. Raised: the whole "
@@ -228,7 +228,7 @@ def textures(record: Record) -> Figure:
                 table, each = frames(cells, "column", "training")
                 points = charts.points(axis, table, each, "column", "training", looks, names=columns)
                 told.append(f"{SOURCES[dataset].label}: {'; '.join(points)}")
-                axis.set_ylim(bottom=min(0, *table["low"]))
+                axis.set_ylim(bottom=0)
                 axis.tick_params(axis="x", labelsize=7.5)
             line[0].set_title(SOURCES[dataset].label)
             line[0].set_ylabel("texture distance")

@@ -1,7 +1,7 @@
 """Figures and tables of the chapters on why medical images are attacked easily."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -249,7 +249,8 @@ def textures(images: Mapping[str, ArrayLike], features: pd.DataFrame, record: Re
     looks = charts.styles(list(images))
     with plt.style.context(STYLE):
         canvas = plt.figure(figsize=(7.2, 3.9))
-        upper, lower = np.ravel(canvas.subfigures(2, 1, height_ratios=(1, 1.15)))
+        halves: Any = canvas.subfigures(2, 1, height_ratios=(1, 1.15))
+        upper, lower = halves
         for axis, (name, image) in zip(upper.subplots(1, len(images)), images.items(), strict=True):
             base.picture(axis, image)
             middle = 5 * WINDOW

@@ -90,7 +90,7 @@ def lead_of_fgsm(o: Outcomes, *, dataset: str) -> Estimate:
     )
 
 
-def signs(o: Outcomes) -> dict[tuple[str, str, str, str], Quantity]:
+def signs(o: Outcomes) -> dict[tuple[str, ...], Quantity]:
     """Signs of masked gradients that accuracies themselves may show (D8), by data set, network, training and sign.
 
     "PGD rises along ε": the accuracy under PGD at an ε less that at a smaller one, the greatest over all pairs;
@@ -98,7 +98,7 @@ def signs(o: Outcomes) -> dict[tuple[str, str, str, str], Quantity]:
     """
     accuracy, eps = o.accuracy, strengths(o)
     pairs = [(eps[i], eps[j]) for j in range(len(eps)) for i in range(j)]
-    found: dict[tuple[str, str, str, str], Quantity] = {}
+    found: dict[tuple[str, ...], Quantity] = {}
     for where in dict.fromkeys(key[:3] for key in accuracy if key[3] in ATTACKS):
         pgd = {e: accuracy[(*where, "PGD", e)] for e in eps}
         if pairs:

@@ -235,7 +235,7 @@ def searches(chosen: Chosen[Profile]) -> Record:
         clean = measure.rows(images, measure.logits_of(found.model, images)).drop(columns="margin")
         x, labels = images.tensors(next(found.model.parameters()).device)
         loss = F.cross_entropy(measure.logits(found.model, x), labels, reduction="none")
-        study.add(found, clean.assign(loss=loss.cpu()), box="none", method="clean", queries="0")
+        study.add(found, clean.assign(loss=loss.cpu().numpy()), box="none", method="clean", queries="0")
         for name, box in boxes(chosen).items():
             for method, queries, worst in _searched(found.model, images, box, run.seed, f"±{name}°"):
                 guess = np.where(worst < np.log(2), images.labels, 1 - images.labels)
@@ -295,11 +295,11 @@ def algorithm(chosen: Chosen[Profile], *, batch: int = 16, queries: int = 100) -
         steps = _Steps(found, run, few, queries)
         named = pd.DataFrame(measure.named(few))
         for stage, loss in {"line 8 as read": steps.read, "line 8 as printed": steps.printed}.items():
-            study.add(found, named.assign(loss=loss.cpu()), stage=stage)
+            study.add(found, named.assign(loss=loss.cpu().numpy()), stage=stage)
         variants: tuple[Branch, ...] = ("mix", "sum")
         for name in variants:
             changed = _tied(steps.model, steps.images, steps.turned, name).double().cpu()
-            study.add(found, named.assign(changed=changed), stage=f"partners exchanged, {name}")
+            study.add(found, named.assign(changed=changed.numpy()), stage=f"partners exchanged, {name}")
         if number == 0:
             study.table("steps", steps.table())
     return study.record()
