@@ -105,8 +105,8 @@ class Judgement:
             return "–"
         if self.record is None:
             return "printed numbers"
-        used = {m for leaf in self.quantity.leaves for m in leaf.models} or set(range(len(self.record.header.models)))
-        nets = dict.fromkeys(self.record.header.models[m].network for m in sorted(used))
+        asked = used(self.quantity, self.record) if self.quantity.n else []  # counts of files ask no model
+        nets = dict.fromkeys(self.record.header.models[m].network for m in asked)
         sets = dict.fromkeys(images.name for images in self.record.header.images)
         parts = [", ".join(sets), self.record.header.profile, ", ".join(nets)]
         parts += [f"n = {self.quantity.n}"] if self.quantity.n > 1 else []
@@ -181,6 +181,12 @@ def quantity(document: str, claim: Claim, outcomes: Outcomes | None) -> Quantity
     return function(*([outcomes] if claim.chapter else []), **claim.arguments)
 
 
+def used(measured: Quantity, record: Record) -> list[int]:
+    """The numbers of the models that a quantity was measured on; all of the record's where it does not say."""
+    known = range(len(record.header.models))  # none where no model is asked, as for textures
+    return sorted({m for leaf in measured.leaves for m in leaf.models if m in known} or set(known))
+
+
 def _trainings(measured: Quantity, record: Record | None, least: int) -> str:
     count = len(measured.trainings or ())
     if measured.trainings is not None and count < least:
@@ -192,9 +198,9 @@ def _competent(measured: Quantity, record: Record | None, margin: float) -> str:
     if record is None:
         return ""
     models = record.header.models
-    used = {m for leaf in measured.leaves for m in leaf.models} or set(range(len(models)))
-    networks = {models[m].network for m in used}
-    asked = [models[m] for m in sorted(used) if models[m].baseline and models[m].accuracy is not None]
+    asked_of = used(measured, record)
+    networks = {models[m].network for m in asked_of}
+    asked = [models[m] for m in asked_of if models[m].baseline and models[m].accuracy is not None]
     # A claim about adversarial trainings alone is gated by the clean training of the same network, where there is one.
     asked = asked or [m for m in models if m.baseline and m.network in networks and m.accuracy is not None]
     by_network: dict[str, list[float]] = {}
@@ -224,9 +230,8 @@ def _floor(measured: Quantity, record: Record | None, edge: float) -> str:
 def _dose(measured: Quantity, record: Record | None, least: dict[str, float]) -> str:
     if record is None:
         return ""
-    used = {m for leaf in measured.leaves for m in leaf.models} or set(range(len(record.header.models)))
     for name, minimum in least.items():
-        doses = [record.header.models[m].dose.get(name) for m in sorted(used) if record.header.models[m].dose]
+        doses = [record.header.models[m].dose.get(name) for m in used(measured, record) if record.header.models[m].dose]
         given = [dose for dose in doses if dose is not None]
         if not given:
             return f"no dose {name!r} was recorded"
@@ -238,7 +243,7 @@ def _dose(measured: Quantity, record: Record | None, least: dict[str, float]) ->
 def _alike(measured: Quantity, threshold: float) -> str:
     """Always asked: n outcomes that are all alike have no variance, and may still hide a share of 3 / n."""
     low, high = measured.interval()
-    if low == high and abs(measured.value - threshold) <= 3 / max(1, measured.n):
+    if low == high and measured.n and abs(measured.value - threshold) <= 3 / measured.n:
         return f"all outcomes are alike, and {measured.n} images a training are too few to tell from the threshold"
     return ""
 
@@ -282,9 +287,15 @@ def _measured(document: str, claim: Claim) -> Judgement:
     numbers = documents.toml(document, "claims").get("gates", {})
     reasons = [GATES[kind(gate)](found, record, numbers[gate]) for gate in claim.gates]
     if record is not None:
-        reasons.append(_alike(found, claim.threshold))
+        reasons.append(_alike(found, _edge(claim, found)))
     why = next(filter(None, reasons), "")
     return Judgement(document, claim, "cannot tell", "cannot tell", found, record, why)
+
+
+def _edge(claim: Claim, found: Quantity) -> float:
+    """The number that decides: the threshold; for equality, the nearer end of its margin."""
+    margin = claim.margin or 0.0 if claim.direction == "=" else 0.0
+    return min((claim.threshold - margin, claim.threshold + margin), key=lambda end: abs(found.value - end))
 
 
 def _away(claim: Claim, found: Quantity) -> float:
@@ -312,10 +323,8 @@ def _verdict(claim: Claim, found: Quantity, away: float, near: float) -> str:
 
 
 def _undecided(claim: Claim, found: Quantity, family: int) -> str:
-    """What would decide a claim among ``family`` others; for equality, off the nearer end of its margin."""
-    margin = claim.margin or 0.0 if claim.direction == "=" else 0.0
-    edge = min((claim.threshold - margin, claim.threshold + margin), key=lambda end: abs(found.value - end))
-    more = found.would_decide(edge, LEVEL / 2 / family)
+    """What would carry the interval of a claim among ``family`` others off the number that decides it."""
+    more = found.would_decide(_edge(claim, found), LEVEL / 2 / family)
     return more if more.startswith("the effect") else f"{more} would decide it"
 
 

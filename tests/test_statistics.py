@@ -367,7 +367,7 @@ def test_would_decide_where_nothing_would():
     (values,), training, cluster = draw(trainings=2)
     flat = over_trainings([1.0, 1.0, 1.0], range(3))
     assert flat.would_decide(0.5) == "the effect lies at the threshold" == exact(1).would_decide(1)
-    assert mean_of(values, training, cluster).would_decide(values.mean() + 1e-6).startswith("more than 1000")
+    assert mean_of(values, training, cluster).would_decide(values.mean() + 1e-6).startswith("more than 100 ")
     assert mean_of(values[:30], training[:30], cluster[:30]).would_decide(5) == "more than one training"
     assert mean_of(values, None, np.zeros(60)).would_decide(5) == "images of other clusters"
 

@@ -155,7 +155,8 @@ class Map(NamedTuple):
 def maps(chosen: Chosen[Profile]) -> list[Map]:
     """An image of each task with its map: the first one that has one, answered correctly if there is such.
 
-    Phantoms and photographs only, whatever ``chosen`` says. Raises ``ValueError`` for a task without any map.
+    Phantoms and photographs only, whatever ``chosen`` says. A task none of whose images has a map (nothing speaks for
+    the predicted class) is left out. Raises ``ValueError`` where that is so of all of them.
     """
     run = replace(chosen.run, real=False, count=None if chosen.run.real else chosen.run.count)
     drawn = replace(chosen, run=run, settings=_few(chosen.settings))
@@ -164,11 +165,13 @@ def maps(chosen: Chosen[Profile]) -> list[Map]:
         heat = heatmaps(one).cpu()
         area = explain.attention_area(heat)
         if not area.isfinite().any():
-            raise ValueError(f"no image of {one.dataset} has a Grad-CAM map: nothing speaks for the predicted class")
+            continue
         right = logits(one.model, one.pixels).argmax(dim=1).cpu().numpy() == one.images.labels
         pick = int((area.isfinite().numpy() * (1 + right.astype(int))).argmax())
         pixels = one.pixels[pick].cpu().numpy()
         found.append(Map(one.domain, one.dataset, pixels, heat[pick].numpy(), float(area[pick])))
+    if not found:
+        raise ValueError("no image of any task has a Grad-CAM map: nothing speaks for the predicted classes")
     return found
 
 
