@@ -16,7 +16,7 @@ from hpatlib.plots.charts import Style
 from hpatlib.records import Record
 
 if TYPE_CHECKING:
-    from hpatlib.documents.hpat.study import Examples, Walk
+    from hpatlib.documents.hpat.study import Pictures, Walk
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito), one a method in every chapter.
 METHODS = {
@@ -40,7 +40,7 @@ INTERVALS = "whiskers: 95 % intervals over trainings and images"
 BOX = {"boxstyle": "round,pad=0.4", "facecolor": "#EAF2F8", "edgecolor": "#0072B2"}
 
 
-def flips(shown: Examples, record: Record) -> Figure:
+def flips(shown: Pictures, record: Record) -> Figure:
     """A phantom of each class (a row) under each perturbation (a column), the model's answer and confidence above.
 
     Wrong answers are red, with a cross.

@@ -116,7 +116,7 @@ def robustness(chosen: Chosen[Profile]) -> Record:
 
 
 @dataclass(frozen=True)
-class Examples:
+class Pictures:
     """One phantom of each class under each perturbation: ``images[name] [K, C, H, W]``, predicted classes and
     confidences ``[K]`` by name, the true ``labels [K]`` and the names of the classes."""
 
@@ -127,7 +127,7 @@ class Examples:
     classes: tuple[str, ...]
 
 
-def examples(chosen: Chosen[Profile]) -> Examples:
+def examples(chosen: Chosen[Profile]) -> Pictures:
     """Figure 1's pictures, of phantoms whatever the numbers are of: for each class the first image that is right from
     the start and that the most perturbations flip."""
     found = train_or_load(replace(chosen.run, real=False))
@@ -139,7 +139,7 @@ def examples(chosen: Chosen[Profile]) -> Examples:
     wrong = torch.stack([g != labels for g in guess.values()])
     fragile = (wrong.sum(dim=0) * ~wrong[0] + 1) * (labels == torch.arange(2, device=labels.device)[:, None])
     at = fragile.argmax(dim=1)
-    return Examples(
+    return Pictures(
         {name: x[at].cpu().numpy() for name, x in shown.items()},
         {name: g[at].cpu().numpy() for name, g in guess.items()},
         {name: answer.amax(dim=1)[at].cpu().numpy() for name, answer in answers.items()},

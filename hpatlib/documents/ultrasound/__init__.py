@@ -1,13 +1,12 @@
 """The ultrasound report: FGSM training of ResNet50 and a simple CNN on breast ultrasound (figures 1–10)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpatlib.documents.profiles import Chosen
-    from hpatlib.documents.ultrasound.study import Profile
 
 
-def choose(profile: str, data: str | None, seed: int) -> "Chosen[Profile]":
+def choose(profile: str, data: str | None, seed: int) -> "Chosen[Any]":
     """The chapter's parameters, checked, and what follows from them: BUSI, a fifth for testing.
 
     Near-duplicates stay on one side of the split; the report's own split lets them leak (C4).
