@@ -17,7 +17,9 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text("utf-8"))
-FILES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+ENTRIES = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
+CARDS = [path.relative_to(ROOT).with_suffix("").as_posix() for path in sorted((ROOT / "book/data").glob("*.md"))]
+FILES = [TOC["root"], *(file for entry in ENTRIES for file in ([entry["file"]] if "file" in entry else CARDS))]
 PAGES = [file.removesuffix(".ipynb") for file in FILES]
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 from hpatlib import documents
 from hpatlib.data import SOURCES
 from hpatlib.documents.assimilation.quantities import (
-    ATTACKS,
     MEDICAL,
     PAIR,
     SMALLEST,
@@ -40,6 +39,13 @@ TRAININGS = {
 WORDS = {"PGD, restarts": "PGD,\nrestarts", "transferred PGD": "PGD,\ntransferred", "worst of all": "worst\nof all"}
 
 
+def painted(record: Record) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every attack that a record holds along ε, those the slides do not have included."""
+    there = [name for name in record.outcomes.values("attack") if name not in ("none", *WORST)]
+    spare = zip(charts.PAINT[3:], charts.MARKERS[4:], strict=False)
+    return {name: PAINT.get(name) or next(spare) for name in there}
+
+
 def names() -> list[str]:
     """The four data sets, as figures call them."""
     return [SOURCES[key].label for key in MEDICAL]
@@ -61,15 +67,16 @@ def strengths(record: Record, trainings: Sequence[str] = ("assimilated", "vanill
     Solid: domain assimilation, dashed: vanilla, as on the slides; dotted: without the GLCM loss. Lines start at the
     accuracy on clean images.
     """
-    attacked = record.outcomes.where(training=list(trainings), attack=["none", *ATTACKS])
+    paint = painted(record)
+    attacked = record.outcomes.where(training=list(trainings), attack=["none", *paint])
     table = attacked.accuracy.table()
     looks = {
         f"{training}, {attack}": Style(f"{TRAININGS[training].label}, {attack}", colour, marker, TRAININGS[training][3])
         for training in trainings
-        for attack, (colour, marker) in PAINT.items()
+        for attack, (colour, marker) in paint.items()
     }
     clean = table[table["attack"] == "none"]
-    table = pd.concat([*(clean.assign(attack=attack) for attack in PAINT), table[table["attack"] != "none"]])
+    table = pd.concat([*(clean.assign(attack=attack) for attack in paint), table[table["attack"] != "none"]])
     table = table.assign(line=table["training"] + ", " + table["attack"], level=table["eps"].map(levels))
     table = table.sort_values("level", kind="stable")
     table["eps"] = table["level"].map("{:g}".format)
@@ -87,7 +94,7 @@ def strengths(record: Record, trainings: Sequence[str] = ("assimilated", "vanill
             axis.set_xlabel("ε, in 1/255")
         for axis in grid[:, 0]:
             axis.set_ylabel("accuracy")
-        attacks = [Line2D([], [], color=c, marker=m, ms=4, ls="none", label=n) for n, (c, m) in PAINT.items()]
+        attacks = [Line2D([], [], color=c, marker=m, ms=4, ls="none", label=n) for n, (c, m) in paint.items()]
         styles = [Line2D([], [], color="#222222", ls=TRAININGS[t].line, label=TRAININGS[t].label) for t in trainings]
         canvas.legend(handles=attacks, loc="outside upper center", ncols=len(attacks))
         canvas.legend(handles=styles, loc="outside lower center", ncols=len(styles))
@@ -166,10 +173,10 @@ def accuracies(records: Sequence[Record]) -> Table:
     """Accuracy by network and training: clean, and mean over the slides' ε under each attack."""
     found = []
     for record in records:
-        accuracy, eps = record.outcomes.accuracy, printed(record.outcomes)
-        for where in dict.fromkeys(key[:3] for key in accuracy if key[3] in ATTACKS):
+        accuracy, eps, attacks = record.outcomes.accuracy, printed(record.outcomes), painted(record)
+        for where in dict.fromkeys(key[:3] for key in accuracy if key[3] in attacks):
             cells = {"clean": accuracy[(*where, "none", strength(0))]}
-            cells |= {attack: average(*(accuracy[(*where, attack, e)] for e in eps)) for attack in ATTACKS}
+            cells |= {attack: average(*(accuracy[(*where, attack, e)] for e in eps)) for attack in attacks}
             about = {"data": _data(record, where[0]), "network": base.network(where[1]), "training": where[2]}
             found.append(about | {name: _number(cell, 2) for name, cell in cells.items()})
     caption = "Accuracy on clean images, and averaged over ε of 1/255 and more under each attack, with 95 % intervals."
