@@ -95,6 +95,11 @@ class Judgement:
         return f"{c.measure} {value}{around}{unit}; the claim needs {c.needs}"
 
     @property
+    def late(self) -> bool:
+        """Whether the claim was written down after the record that judges it was measured."""
+        return self.quantity is not None and self.record is not None and self.claim.id not in self.record.header.claims
+
+    @property
     def trainings(self) -> int:
         return len(self.quantity.trainings or ()) if self.quantity is not None else 0
 
@@ -124,7 +129,7 @@ class Judgement:
         c = self.claim
         about = {"id": c.id, "document": self.document, "chapter": c.chapter, "place": c.place, "sentence": c.sentence}
         rule = {"measure": c.measure, "direction": c.direction, "threshold": c.threshold, "unit": c.unit}
-        verdict = {"verdict": self.verdict, "uncorrected": self.uncorrected, "why": self.why}
+        verdict = {"verdict": self.verdict, "uncorrected": self.uncorrected, "why": self.why, "late": self.late}
         return about | verdict | rule | {"margin": c.margin} | number | {"trainings": self.trainings}
 
 
@@ -349,6 +354,7 @@ def table(judged: Iterable[Judgement]) -> pd.DataFrame:
     rows = []
     for j in judged:
         verdict = j.verdict if j.verdict == j.uncorrected else f"{j.verdict} ({j.uncorrected} before correction)"
+        verdict += ", a claim written after the record" if j.late else ""
         rows.append(
             {
                 "claim": f"{j.claim.sentence} ({j.claim.place})",

@@ -276,6 +276,7 @@ def claims_(
     width = max((len(j.claim.id) for j in judged), default=0)
     for j in judged:
         verdict = j.verdict + (f" ({j.uncorrected} before correction)" if j.uncorrected != j.verdict else "")
+        verdict += ", written after the record" if j.late else ""
         typer.echo(f"{j.claim.id:{width}}  {verdict}{': ' + j.why if j.why else ''}")
         if j.quantity is not None:
             typer.echo(f"{'':{width}}  {j.effect}; {j.measured_on}")

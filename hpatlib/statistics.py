@@ -293,12 +293,12 @@ def variance_parts(values: Floats, influence: Floats) -> tuple[Floats, Floats, F
     pull = np.square(influence.mean(axis=-2))  # [..., C]
     total, fourth = pull.sum(axis=-1), np.square(pull).sum(axis=-1)
     degrees = np.clip(3 * total**2 / np.where(fourth > 0, fourth, 1.0) - 4, 1, max(clusters - 1, 1))
-    if clusters == 1:
-        total = np.full_like(total, np.inf)
     if count == 1:
-        return np.zeros_like(total), total, degrees
+        return np.zeros_like(total), total if clusters != 1 else np.full_like(total, np.inf), degrees
     shared = total - np.square(influence).sum(axis=(-2, -1)) / count**2
     shared = np.where(shared > 1e-12 * total, shared * count / (count - 1), 0.0)  # less is rounding
+    if clusters == 1:
+        shared = np.full_like(total, np.inf)
     return values.var(axis=-1, ddof=1) / count, shared, degrees
 
 

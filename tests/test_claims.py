@@ -315,7 +315,7 @@ def test_what_is_decided_alone_and_not_among_many_says_so(world):
     first, *others = world.judge()
     assert (first.verdict, first.uncorrected) == ("inconclusive", "supported")
     assert {j.uncorrected for j in others} == {"inconclusive"}
-    assert claims.table([first])["verdict"][0].startswith("inconclusive (supported before correction): ")
+    assert claims.table([first])["verdict"][0].startswith("inconclusive (supported before correction), ")
     world.rule(at(0.02), *[{**at(0.5), "gates": ["trainings"]}] * 4, gates={"trainings": 9})
     assert world.judge()[0].verdict == "supported"  # what a gate holds back is no part of the family
     (alone,) = claims.judge("made", [CHAPTER])[:1]
@@ -497,9 +497,9 @@ def test_table_page_and_plain_data_tell_the_same(world):
     judged = world.judge()
     table = claims.table(judged)
     assert table["verdict"].tolist() == [
-        "supported",
+        "supported, a claim written after the record",  # these made-up records know no claim
         "not yet tested: no accuracy at place='later': measured were before; after",
-        "contradicted",
+        "contradicted, a claim written after the record",
     ]
     low, high = judged[0].quantity.interval()
     assert (
