@@ -217,7 +217,10 @@ def test_claims_are_listed_with_their_verdicts(world):
     ]
     measured(world)
     lines = invoke(cli.app, ["claims", "--document", "made"]).output.splitlines()
-    assert lines[0] == "rises      supported" and lines[-1] == "2 claims: 1 supported, 1 not yet tested"
+    assert (
+        lines[0] == "rises      supported, written after the record"
+        and lines[-1] == "2 claims: 1 supported, 1 not yet tested"
+    )
     assert re.fullmatch(
         r" {11}gain \+30\.0( \[.*\])? points; the claim needs > 0\.0 points; cnmc, laptop, .*6 trainings", lines[1]
     )
