@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hpatlib import claims, records
-from hpatlib._model import held_still
+from hpatlib._model import device_of, held_still
 from hpatlib.data import ImageSet
 from hpatlib.documents.profiles import Chosen
 from hpatlib.hybrid import Environment, perturb
@@ -36,7 +36,7 @@ def logits(model: nn.Module, images: Tensor, *, batch_size: int = BATCH) -> Tens
 
 def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = BATCH) -> Tensor:
     """The model's answers ``[N, classes]`` to a set of images, on the CPU."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     return torch.cat([logits(model, x).cpu() for x, _ in images.batches(batch_size, device=device)])
 
 
@@ -73,7 +73,7 @@ def attacked(
     model: nn.Module, images: ImageSet, attacks: Mapping[str, Attack | None], *, batch_size: int = BATCH
 ) -> Iterator[tuple[str, Tensor]]:
     """The model's answers ``[N, classes]`` under each attack by name (None: the images as they are)."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     parts: dict[str, list[Tensor]] = {name: [] for name in attacks}
     with tqdm(total=len(images) * len(attacks), desc="attack", unit="image", leave=False) as bar:
         for x, labels in images.batches(batch_size, device=device):
@@ -101,7 +101,7 @@ def environments(
     """
     if unknown := set(readings) - {"fixed", "searched"}:
         raise ValueError(f"unknown reading {unknown.pop()!r}: choose fixed or searched")
-    device = next(model.parameters()).device
+    device = device_of(model)
     answers: dict[tuple[str, str], list[Tensor]] = {(p.name, r): [] for p in places for r in readings}
     with tqdm(total=len(data) * len(answers), desc="environments", unit="image", leave=False) as bar:
         for number, (images, labels) in enumerate(data.batches(batch_size, device=device)):

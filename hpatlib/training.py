@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from hpatlib._files import write
-from hpatlib._model import held_still
+from hpatlib._model import device_of, held_still
 from hpatlib.data import ImageSet
 from hpatlib.mixbn import branch, mixed
 
@@ -87,7 +87,7 @@ class Examples:
 
 def attacked(model: nn.Module, data: ImageSet, attack: Attack, *, batch_size: int = 64) -> Examples:
     """``attack(model, images, labels)`` on every image of ``data``, made once and kept, in the order of ``data``."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     batches = tqdm(list(data.batches(batch_size)), "attack", unit="batch", leave=False)
     made = [attack(model, images.to(device), labels.to(device)).cpu() for images, labels in batches]
     return Examples(torch.cat(made), torch.from_numpy(data.labels))

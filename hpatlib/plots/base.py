@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import ArrayLike
 
-from hpatlib import claims, records
+from hpatlib import claims
 from hpatlib.records import Record
 
 STYLE = Path(__file__).with_name("hpat.mplstyle")
@@ -137,11 +137,6 @@ def verdicts(chapter: str) -> Table:
 def stamp(record: Record) -> Table:
     """Where the numbers of the run on this page came from."""
     return Table(record.stamp(), "Provenance of the run on this page.")
-
-
-def real(chapter: str) -> Record | None:
-    """The committed record of real images that decides the chapter's claims, or None."""
-    return records.best(chapter)
 
 
 def finish(canvas: Canvas, caption: str, alt: str) -> Figure:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hpatlib import attacks, checks, data, documents
+from hpatlib._model import device_of
 from hpatlib.assimilation import Assimilated, GLCMLoss, Objective, Repaint, grayscale
 from hpatlib.data import ImageSet
 from hpatlib.documents import profiles
@@ -127,7 +128,7 @@ def adaptation(model: Assimilated, images: ImageSet) -> dict[str, np.ndarray]:
     """
     parts: dict[str, list[Tensor]] = {}
     loss = texture_loss(images.size)
-    for x, _ in images.batches(64, device=next(model.parameters()).device):
+    for x, _ in images.batches(64, device=device_of(model)):
         picture = model.colour_image(x)
         moved = (loss.textures(grayscale(picture)) - loss.textures(x)).abs()  # [B, windows, 5 · orientations]
         values = {"texture": moved.sum(dim=2).amax(dim=1)}
@@ -207,7 +208,7 @@ def _gathered(
 ) -> checks.Evidence:
     """What the adaptive attacker finds at the smallest ε: where most accuracy is left to lose."""
     s = chosen.settings
-    x, labels = images.tensors(next(model.parameters()).device)
+    x, labels = images.tensors(device_of(model))
     tries = {"iterations": s.iterations, "restarts": s.restarts, "queries": s.queries, "seed": seed}
     return checks.gather(model, surrogate, x, labels, eps=levels(SMALLEST) / 255, **tries)
 
@@ -237,7 +238,7 @@ def texture_colour_adaptation(chosen: Chosen[Profile]) -> Record:
             for run in runs(chosen, dataset, model, weights):
                 for training in TRAININGS[1:]:
                     trained, images, adapted = with_dose(run, training, chosen.settings.shown)
-                    answers = logits(trained.model, images.tensors(next(trained.model.parameters()).device)[0])
+                    answers = logits(trained.model, images.tensors(device_of(trained.model))[0])
                     about = {"dataset": dataset, "network": f"{model} ({weights})", "training": training}
                     study.add(trained, rows(images, answers, **adapted), **about)
     return study.record()
@@ -258,7 +259,7 @@ def pictures(chosen: Chosen[Profile], *, label: int = 1, count: int = 2) -> dict
         for training in TRAININGS[:0:-1]:
             trained = train_or_load(trained_as(run, training))
             index = np.flatnonzero(trained.test.labels == label)[:count]
-            x, _ = trained.test.tensors(next(trained.model.parameters()).device, index=index)
+            x, _ = trained.test.tensors(device_of(trained.model), index=index)
             shown.setdefault("original", x.cpu().numpy())
             assert isinstance(trained.model, Assimilated)
             with torch.no_grad():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hpatlib import assimilation, attacks, data, explain, glcm, models
+from hpatlib._model import device_of
 from hpatlib.data import ImageSet, photographs
 from hpatlib.data.images import fingerprint
 from hpatlib.documents.assimilation.quantities import (
@@ -59,7 +60,7 @@ class Asked:
     @property
     def pixels(self) -> Tensor:
         """All its images ``[N, C, H, W]``, where the model is."""
-        return self.images.tensors(next(self.model.parameters()).device)[0]
+        return self.images.tensors(device_of(self.model))[0]
 
     def rows(self, **values: Any) -> pd.DataFrame:
         """A row an image: its answer, but for the ImageNet network, whose labels are its own answers; and values."""
@@ -221,7 +222,7 @@ def steepness(one: Asked, seed: int) -> dict[str, np.ndarray]:
     """``sharpness`` and ``curvature`` of each image ``[N]``; ``seed`` draws where the power iteration starts."""
     draws = torch.Generator().manual_seed(seed)
     parts: dict[str, list[Tensor]] = {"sharpness": [], "curvature": []}
-    for x, y in one.images.batches(64, device=next(one.model.parameters()).device):
+    for x, y in one.images.batches(64, device=device_of(one.model)):
         parts["sharpness"].append(explain.sharpness(one.model, x, y, eps=EPS, iterations=ITERATIONS))
         bend = explain.curvature(one.model, x, y, iterations=ITERATIONS, generator=draws)
         parts["curvature"].append(bend.abs().clamp_min(STRAIGHT).log10())
@@ -232,7 +233,7 @@ def surface(one: Asked, seed: int) -> np.ndarray:
     """Mean rise of the loss above its middle, ``[POINTS, POINTS]``, first along the gradient's sign, then across."""
     few = sample(one.images, SLICES)
     draws = torch.Generator().manual_seed(seed)
-    x, y = few.tensors(next(one.model.parameters()).device)
+    x, y = few.tensors(device_of(one.model))
     loss = explain.landscape(one.model, x, y, eps=EPS, points=POINTS, generator=draws).cpu()
     return (loss - loss[:, POINTS // 2, POINTS // 2].view(-1, 1, 1)).double().mean(dim=0).numpy()
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from hpatlib import attacks, documents, measure
-from hpatlib._model import held_still
+from hpatlib._model import device_of, held_still
 from hpatlib.data import ImageSet
 from hpatlib.documents import profiles
 from hpatlib.documents.hpat.quantities import ABLATED
@@ -132,7 +132,7 @@ def examples(chosen: Chosen[Profile]) -> Pictures:
     the start and that the most perturbations flip."""
     found = train_or_load(replace(chosen.run, real=False))
     few = measure.sample(found.test, 32)
-    images, labels = few.tensors(next(found.model.parameters()).device)
+    images, labels = few.tensors(device_of(found.model))
     shown = {n: p(found.model, images, labels) for n, p in showcase(6 / 255, Box(3, 30), seed=chosen.seed).items()}
     answers = {name: measure.logits(found.model, x).softmax(dim=1) for name, x in shown.items()}
     guess = {name: answer.argmax(dim=1) for name, answer in answers.items()}
@@ -233,7 +233,7 @@ def searches(chosen: Chosen[Profile]) -> Record:
     for _, run, found in trained({"Standard": chosen.runs()}):
         images = measure.sample(found.test, chosen.settings.shown)
         clean = measure.rows(images, measure.logits_of(found.model, images)).drop(columns="margin")
-        x, labels = images.tensors(next(found.model.parameters()).device)
+        x, labels = images.tensors(device_of(found.model))
         loss = F.cross_entropy(measure.logits(found.model, x), labels, reduction="none")
         study.add(found, clean.assign(loss=loss.cpu().numpy()), box="none", method="clean", queries="0")
         for name, box in boxes(chosen).items():
@@ -258,7 +258,7 @@ def _searched(
     grids: dict[int, list[Tensor]] = {int(np.prod(counts)): [] for counts in GRIDS}
     total = (len(methods) * most + sum(grids)) * len(images)
     with tqdm(total=total, desc=title, unit="query", unit_scale=True, leave=False) as bar:
-        for x, labels in images.batches(batch, device=next(model.parameters()).device):
+        for x, labels in images.batches(batch, device=device_of(model)):
             for name, search in methods.items():
                 histories[name].append(search(model, x, labels, box).history.cpu())
                 bar.update(most * len(x))
@@ -324,7 +324,7 @@ class _Steps:
             raise ValueError("Algorithm 1 needs a run with an adversary")
         self.model, self.classes = copy.deepcopy(found.model), len(few.classes)
         self.adversary = replace(run.adversary, evaluations=queries)
-        self.images, self.labels = few.tensors(next(self.model.parameters()).device)
+        self.images, self.labels = few.tensors(device_of(self.model))
         self.box = Box(self.adversary.translation, self.adversary.rotation)
         generator = torch.Generator().manual_seed(run.seed)
         # Started by hand from line 5's images, so that its noise can be shown.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hpatlib import attacks, measure
+from hpatlib._model import device_of
 from hpatlib.documents import profiles
 from hpatlib.documents.profiles import Chosen
 from hpatlib.hybrid import Adversary
@@ -69,7 +70,7 @@ def pictures(chosen: Chosen[Profile]) -> dict[str, np.ndarray]:
     By row ``[1 + number of ε, C, H, W]`` in [0, 1], the image itself first.
     """
     clean = train_or_load(replace(chosen.run, real=False))
-    device = next(clean.model.parameters()).device
+    device = device_of(clean.model)
     images, labels = clean.test.tensors(device, index=[int(np.flatnonzero(clean.test.labels == 2)[0])])
     drawn: dict[str, list[Tensor]] = {"sign": [images], "printed": [images]}
     for eps in REPORTED:
@@ -250,7 +251,7 @@ def _add_clean(study: Study, trained: Trained, **about: object) -> None:
 def _moved(trained: Trained, attack: Attack) -> pd.DataFrame:
     """Answers to perturbed images, and how far each image's pixels moved, in grey levels of 255."""
     answers, means, largest = [], [], []
-    device = next(trained.model.parameters()).device
+    device = device_of(trained.model)
     for images, labels in trained.test.batches(measure.BATCH, device=device):
         perturbed = attack(trained.model, images, labels)
         moved = 255 * (perturbed - images).abs().flatten(1)
