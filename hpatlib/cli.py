@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import traceback
 from enum import StrEnum
 from pathlib import Path
@@ -155,6 +156,7 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
             str(partial),
             given,
             kernel_name="python3",
+            start_timeout=600,  # of seconds: a busy machine imports for long
             cwd=source.parent,
             progress_bar=False,
             stderr_file=sys.stderr,  # the library's own bars, with their estimates, as they move
@@ -248,7 +250,13 @@ def book(
     # Snakemake otherwise overlooks touched files whose content is the same.
     command += ["--max-checksum-file-size", "0", "--quiet", "rules", "--rerun-incomplete"]
     command += ["--config", f"profile={profile.value}", f"data={data.value if data else ''}"]
-    raise typer.Exit(subprocess.run(command, cwd=root).returncode)
+    with tempfile.TemporaryDirectory() as folder:
+        jupyter = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
+        serve = [sys.executable, "-W", "ignore", str(root / "workflow/kernels.py"), "serve", folder]
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the workflow runs chapters
+        with subprocess.Popen(serve, cwd=root, stdin=subprocess.PIPE, env=one_thread):  # ends when its input closes
+            done = subprocess.run(command, cwd=root, env={**os.environ, "JUPYTER_PATH": jupyter})
+    raise typer.Exit(done.returncode)
 
 
 @app.command("claims")

@@ -1,0 +1,285 @@
+"""The workflow behind `make book`: what a change reruns, what is built again, kernels that start at once."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpatlib import cli
+
+ROOT = Path(__file__).parents[1]
+FIGURES = "hpatlib/documents/hpat/figures.py"
+
+
+@pytest.fixture(scope="module")
+def workflow():
+    """The scripts beside the Snakefile, which are no package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "workflow"))
+        yield {name: importlib.import_module(name) for name in ("depends", "stage")}
+
+
+@pytest.fixture(scope="module")
+def depends(workflow):
+    return workflow["depends"]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the library's and the chapters' sources, to be changed and put back."""
+    root = tmp_path_factory.mktemp("checkout")
+    wanted = shutil.ignore_patterns("__pycache__", "*.ipynb", "*.parquet")
+    for folder in ("hpatlib", "notebooks", "evidence"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=wanted)
+    return root
+
+
+@pytest.fixture(scope="module")
+def changed(depends, checkout):
+    """The chapters whose dependencies some changes (file, old, new) change; the files are put back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(depends, "judged", lambda root, library, chapters: dict.fromkeys(chapters, "as they were"))
+        before = depends.lines(checkout, "smoke")
+
+        def change(*changes: tuple[str, str, str]) -> set[str]:
+            texts = {checkout / name: (checkout / name).read_text("utf-8") for name, _, _ in changes}
+            for name, old, new in changes:
+                assert (text := (checkout / name).read_text("utf-8")).count(old) == 1, f"{name} has no single {old!r}"
+                (checkout / name).write_text(text.replace(old, new), "utf-8")
+            after = depends.lines(checkout, "smoke")
+            for path, text in texts.items():
+                path.write_text(text, "utf-8")
+            return {chapter for chapter in before if before[chapter] != after[chapter]}
+
+        yield change
+
+
+def naming(*names: str) -> set[str]:
+    """The chapters whose text names one of ``names``."""
+    texts = {path: path.read_text("utf-8") for path in (ROOT / "notebooks").glob("*/*.md")}
+    found = [path for path, text in texts.items() if any(name in text for name in names)]
+    return {path.relative_to(ROOT / "notebooks").with_suffix("").as_posix() for path in found}
+
+
+def first_line(name: str, function: str) -> str:
+    """The line that a function starts with."""
+    return re.search(rf"^def {function}\(.*$", (ROOT / name).read_text("utf-8"), re.M)[0]
+
+
+def test_a_figure_reruns_the_chapters_that_draw_it_and_no_other(changed):
+    functions = re.findall(r"^def ([a-z]\w*)\(", (ROOT / FIGURES).read_text("utf-8"), re.M)
+    name = next(name for name in functions if len(naming(f"figures.{name}(")) == 1)
+    line = first_line(FIGURES, name)
+    assert changed((FIGURES, f"{line}\n", f"{line}\n    changed = 1\n")) == naming(f"figures.{name}(")
+
+
+def test_the_search_reruns_figure_6_and_what_trains_or_measures_with_it(changed):
+    line = first_line("hpatlib/stbo.py", "features")
+    found = changed(("hpatlib/stbo.py", f"{line}\n", f"{line}\n    changed = 1\n"))
+    assert {"hpat/fig6_stbo_vs_grid_search", "hpat/fig4_training_strategies", "hpat/fig2_framework"} <= found
+    assert "assimilation/glcm_texture" not in found and "ultrasound/fig1_2_image_and_noise" not in found
+
+
+def test_the_loop_of_training_reruns_all_that_trains(changed):
+    found = changed(("hpatlib/training.py", "optimizer.step()", "optimizer.step(None)"))
+    assert naming("trainings |", "trainings,") <= found and "assimilation/glcm_texture" not in found
+
+
+def test_words_about_code_and_what_no_chapter_uses_rerun_nothing(changed):
+    features, fit = first_line("hpatlib/stbo.py", "features"), first_line("hpatlib/training.py", "fit")
+    assert not changed(
+        ("hpatlib/stbo.py", f"{features}\n", f"{features}  # a comment\n"),
+        ("hpatlib/runs.py", "What decides a trained model", "What makes a trained model"),
+        ("hpatlib/runs.py", "The same run, trained on clean images alone.", "The run on clean images."),
+        ("hpatlib/training.py", fit, f"UNUSED = 1\n\n\n{fit}"),
+        ("hpatlib/cli.py", '"list"', '"show"'),
+        ("hpatlib/documents/ultrasound/profiles.toml", "\n[laptop]\n", "\n[laptop]\nmade_up = 1\n"),
+    )
+
+
+def test_settings_rerun_the_chapters_of_their_document(changed):
+    found = changed(("hpatlib/documents/ultrasound/profiles.toml", "\n[smoke]\n", "\n[smoke]\nmade_up = 1\n"))
+    assert found == naming("hpatlib.documents import ultrasound", "hpatlib.documents.ultrasound")
+
+
+def test_a_record_reruns_its_chapter(changed):
+    record = "evidence/hpat/fig1_robustness_issue/laptop-real-seed0.json"
+    assert changed((record, '"chapter"', '"CHAPTER"')) == {"hpat/fig1_robustness_issue"}
+
+
+SOURCE = """
+import other
+from hpatlib import b
+from hpatlib.b import leaf as renamed
+
+CONSTANT = renamed
+
+def direct():
+    return b.leaf()
+
+def through(): return CONSTANT
+
+def module(): return vars(b)
+
+def dynamic(name):
+    return __import__(name)
+
+def late():
+    from hpatlib.b import second
+    return second.attribute
+
+def annotated(x: b.leaf) -> renamed:
+    b = 1
+    return x.leaf
+
+def stranger(): return other.leaf
+"""
+
+
+@pytest.fixture
+def library(depends, tmp_path):
+    folder = tmp_path / "hpatlib"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "a.py").write_text(SOURCE)
+    (folder / "b.py").write_text("def leaf(): ...\ndef second(): ...\n")
+    return depends.Library(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "of_b"),
+    [
+        ("direct", {"leaf"}),
+        ("through", {"leaf"}),
+        ("module", {"*", "leaf", "second"}),
+        ("dynamic", {"*", "leaf", "second"}),
+        ("late", {"second"}),
+        ("annotated", set()),
+        ("stranger", set()),
+    ],
+)
+def test_what_cannot_be_followed_counts_as_a_whole(library, name, of_b):
+    reached = library.reach([("hpatlib.a", name)])
+    assert {inner for module, inner in reached if module == "hpatlib.b"} - {""} == of_b
+
+
+def test_a_file_of_dependencies_is_touched_only_when_it_changes(depends, monkeypatch, tmp_path):
+    said = {"made/fig1": ["a 1"]}
+    monkeypatch.setattr(depends, "lines", lambda root, profile: said)
+    depends.write(ROOT, "smoke", tmp_path)
+    path = tmp_path / "made/fig1.txt"
+    os.utime(path, (0, 0))
+    depends.write(ROOT, "smoke", tmp_path)
+    assert path.stat().st_mtime == 0
+    said["made/fig1"].append("b 2")
+    depends.write(ROOT, "smoke", tmp_path)
+    assert path.stat().st_mtime > 0 and path.read_text() == "a 1\nb 2\n"
+
+
+# Staging ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def book(workflow, tmp_path, monkeypatch):
+    """A book of two pages and a chapter, and a function that stages it and says what was written and what was kept."""
+    stage = workflow["stage"]
+    monkeypatch.setattr(stage.claims, "page", lambda: "# Claims\n")
+    monkeypatch.setattr(stage, "extra", dict, raising=False)
+    monkeypatch.chdir(tmp_path)
+    cell = {"cell_type": "markdown", "source": ["# Figure 1\n", "Words."]}
+    files = {
+        "book/one.md": "# One\n\nText.\n",
+        "book/two.md": "# Two\n",
+        "book/_toc.yml": "root: one",
+        "_config.yml": "",
+    }
+    files |= {"notebooks/made/fig1.md": "", "run/made/fig1.ipynb": json.dumps({"cells": [cell]})}
+    for name, text in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+
+    def staged() -> tuple[set[str], bool]:
+        for path in Path("_build/source").rglob("*"):
+            os.utime(path, (0, 0))
+        Path("_build/html").mkdir(parents=True, exist_ok=True)
+        stage.main(Path("run"))
+        written = [path for path in Path("_build/source").rglob("*") if path.is_file() and path.stat().st_mtime]
+        return {path.relative_to("_build/source").as_posix() for path in written}, Path("_build/html").is_dir()
+
+    staged()
+    return staged
+
+
+def test_only_what_changed_is_staged_again(book):
+    assert book() == (set(), True)
+    Path("book/one.md").write_text("# One\n\nOther text.\n")
+    assert book() == ({"book/one.md"}, True)
+    Path("run/made/fig1.ipynb").write_text(Path("run/made/fig1.ipynb").read_text().replace("Words", "Numbers"))
+    assert book() == ({"notebooks/made/fig1.ipynb"}, True)
+
+
+def test_what_other_pages_show_starts_the_book_anew(book):
+    for name, text in (
+        ("book/one.md", "# First\n\nText.\n"),
+        ("book/_toc.yml", "root: two"),
+        ("book/two.md", "(label)=\n# Two\n"),
+        ("run/made/fig1.ipynb", json.dumps({"cells": [{"cell_type": "markdown", "source": ["# Figure 2"]}]})),
+    ):
+        Path(name).write_text(text)
+        written, kept = book()
+        assert len(written) == 1 and not kept, name
+        assert book() == (set(), True)
+
+
+def test_a_page_that_is_gone_does_not_survive(book):
+    Path("book/two.md").unlink()
+    assert book() == (set(), False)
+    assert not Path("_build/source/book/two.md").exists() and Path("_build/source/book/claims.md").exists()
+
+
+# Kernels ---------------------------------------------------------------------------------------------------------
+
+CHAPTER = """---
+kernelspec: {name: python3, display_name: Python 3}
+---
+
+```{code-cell} ipython3
+:tags: [parameters]
+profile = "smoke"
+```
+
+```{code-cell} ipython3
+import os, subprocess, sys
+print("colorsys" in sys.modules, os.getcwd(), os.environ.get("MADE_UP"), "workflow" in sys.path[0])
+print(subprocess.run(["true"]).returncode)
+```
+"""
+
+
+def test_kernels_are_forks_that_know_their_asker_and_do_without_a_server(tmp_path, monkeypatch):
+    source, target = tmp_path / "chapter.md", tmp_path / "out" / "chapter.ipynb"
+    source.write_text(CHAPTER)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("MADE_UP", "mine")
+    command = [sys.executable, str(ROOT / "workflow/kernels.py"), "serve", str(tmp_path), "colorsys"]
+    without = {name: value for name, value in os.environ.items() if name != "MADE_UP"}
+
+    def printed() -> str:
+        assert cli.execute(source, target, {}) is None
+        return "".join(json.loads(target.read_text())["cells"][-1]["outputs"][0]["text"])
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=without) as server:
+        while not (tmp_path / "kernels/python3/kernel.json").is_file():
+            assert server.poll() is None
+            time.sleep(0.05)
+        assert printed() == f"True {tmp_path} mine False\n0\n"
+        server.stdin.close()
+        assert server.wait(60) == 0
+    assert printed() == f"False {tmp_path} mine False\n0\n"  # the specification is still there, and nobody behind it
