@@ -40,6 +40,39 @@ def test_stored_outputs_are_a_clean_smoke_run(source):
     assert "Smoke profile, phantom data" in text and str(ROOT) not in text and str(Path.home()) not in text
 
 
+RUN = ROOT / "_build/run/smoke-default"
+
+
+def printed(cell) -> dict[str, str]:
+    """What a code cell says, by kind: what it printed, joined, and the text of its results; no progress bars."""
+    said: dict[str, str] = {}
+    for output in cell.outputs:
+        kind = output.get("name", output.output_type)
+        said[kind] = said.get(kind, "") + output.get("text", output.get("data", {}).get("text/plain", ""))
+    said.pop("stderr", None)
+    return said
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_new_run_says_what_the_stored_one_says(source):
+    """As ``pytest --nbval-lax notebooks`` does, with the run that ``make book`` has just made in place of another."""
+    run = RUN / source.relative_to(ROOT / "notebooks").with_suffix(".ipynb")
+    if not run.is_file():
+        pytest.skip("chapters were not run as smoke here: make book, or pytest --nbval-lax notebooks, which runs them")
+    stored, new = (
+        [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        for path in (source.with_suffix(".ipynb"), run)
+    )
+    assert [cell.source for cell in new] == [cell.source for cell in stored], "run make book, make sync"
+    assert all(cell.execution_count for cell in new)
+    pairs = [
+        (printed(old), printed(now))
+        for old, now in zip(stored, new, strict=True)
+        if "nbval-check-output" in old.metadata.get("tags", [])
+    ]
+    assert pairs and [now for _, now in pairs] == [old for old, _ in pairs]
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_a_chapter_is_thin_and_has_three_parameters(source):
     cells = jupytext.read(source).cells
