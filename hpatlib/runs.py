@@ -92,7 +92,9 @@ class Run:
         if self.static_eps is not None and self.adversary is not None:
             raise ValueError("a model trains on a static set or against an adversary, not both: leave one out")
         if self.static not in (None, "continued", "mixed") or (self.static and self.static_eps is None):
-            raise ValueError(f'static must be "continued" or "mixed", with a static_eps, or None, found {self.static!r}')
+            raise ValueError(
+                f'static must be "continued" or "mixed", with a static_eps, or None, found {self.static!r}'
+            )
         if self.mixbn and self.adversary is None:
             raise ValueError("mixbn needs an adversary: without one, its second branch would never be trained")
         if self.front not in (None, *FRONTS):

@@ -7,6 +7,7 @@ training measure robustness against another model's attack. The tests that it do
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,12 @@ SIMPLE_CNN = "ultrasound/fig5_6_simple_cnn_eps050"
 SMALLER = {0.2: "ultrasound/fig7_8_simple_cnn_eps020", 0.05: "ultrasound/fig9_10_simple_cnn_eps005"}
 SWEEP = "beyond/ultrasound_eps_sweep"
 
-READINGS = ("static", "continued", "mixed")  # of "training with the perturbed training set" (C3)
+# Of "training with the perturbed training set" (C3), by the name that conditions have: `Run.static`.
+READINGS: dict[str, Literal["continued", "mixed"] | None] = {
+    "static": None,
+    "continued": "continued",
+    "mixed": "mixed",
+}
 REPORTED = (0.05, 0.2, 0.5)  # the report's ε
 EPS = 0.5  # its largest, of figures 3 to 6
 PGD_STEPS = 10
@@ -109,7 +115,7 @@ def simple_cnn(chosen: Chosen[Profile]) -> Record:
     study = Study(SIMPLE_CNN, chosen, CONDITIONS)
     for split in ("patient", "random"):
         for run in tqdm(chosen.runs(split_by=split), f"split by {split}", unit="training"):
-            attack_training(study, run, [EPS], READINGS if split == "patient" else ["static"])
+            attack_training(study, run, [EPS], list(READINGS) if split == "patient" else ["static"])
     return study.record()
 
 
@@ -175,7 +181,7 @@ def against(run: Run, training: str, eps: float) -> Run:
     """
     if training == "online":
         return replace(run, adversary=Adversary(eps=eps, step=eps))
-    return replace(run, static_eps=eps, static=None if training == "static" else training)
+    return replace(run, static_eps=eps, static=READINGS[training])
 
 
 def other(run: Run) -> Run:
@@ -203,8 +209,17 @@ def tests(
 
     def worst(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         others = [each for each in (source, transfer) if each is not model]
-        effort = {"iterations": settings.iterations, "queries": settings.queries, "generator": generator}
-        return worst_case(model, images, labels, eps=eps, surrogates=others, **effort).images
+        found = worst_case(
+            model,
+            images,
+            labels,
+            eps=eps,
+            surrogates=others,
+            iterations=settings.iterations,
+            queries=settings.queries,
+            generator=generator,
+        )
+        return found.images
 
     return {
         "perturbed": made_on(source, fgsm),
@@ -264,7 +279,7 @@ def _add_clean(study: Study, trained: Trained, settings: Profile, **about: objec
     """What hangs on no test's ε: answers to clean images, the smallest ε that changes each, and a loss.
 
     ``smallest``, in grey levels: 0 where the answer is wrong already, at most ``MOST``, so that its mean over images is
-    the area under accuracy against ε. ``ratio``, a row that belongs to no image: the last epoch's loss over the first's.
+    the area under accuracy against ε. ``ratio``, a row of no image: the last epoch's loss over the first's.
     """
     test, answers = trained.test, measure.logits_of(trained.model, trained.test)
     study.add(trained, rows(test, answers), **about, test="clean")
