@@ -54,7 +54,8 @@ class Run:
     a network of one's own (``train_or_load``), ``dataset`` or ``model`` and ``weights`` are names of one's own.
 
     ``static_eps`` in (0, 1]: train on FGSM examples alone, made once at this ε from the model of the same run without
-    it (C3). ``adversary``: add the loss on the images that it makes of each batch with the model as it is in that step
+    it (C3); ``static``: from where that model's training ended ("continued"), or on clean images too ("mixed"; None:
+    neither). ``adversary``: add the loss on the images that it makes of each batch with the model as it is in that step
     (Algorithm 1); ``mixbn``: with a batch norm of their own.
 
     For grey images and a backbone that sees colours, ``front`` says how they become coloured: ``"replicated"`` or
@@ -82,6 +83,7 @@ class Run:
     mixbn: bool = False
     front: Literal["replicated", "assimilated"] | None = None
     objective: Objective | None = None
+    static: Literal["continued", "mixed"] | None = None
 
     def __post_init__(self) -> None:
         training.plain_numbers(self)
@@ -89,6 +91,10 @@ class Run:
             raise ValueError(f"static_eps must lie in (0, 1], found {self.static_eps}")
         if self.static_eps is not None and self.adversary is not None:
             raise ValueError("a model trains on a static set or against an adversary, not both: leave one out")
+        if self.static not in (None, "continued", "mixed") or (self.static and self.static_eps is None):
+            raise ValueError(
+                f'static must be "continued" or "mixed", with a static_eps, or None, found {self.static!r}'
+            )
         if self.mixbn and self.adversary is None:
             raise ValueError("mixbn needs an adversary: without one, its second branch would never be trained")
         if self.front not in (None, *FRONTS):
@@ -99,7 +105,7 @@ class Run:
     @property
     def clean(self) -> "Run":
         """The same run, trained on clean images alone."""
-        return replace(self, static_eps=None, adversary=None, mixbn=False)
+        return replace(self, static_eps=None, static=None, adversary=None, mixbn=False)
 
 
 def to_dict(run: Run) -> dict[str, Any]:
@@ -173,6 +179,10 @@ def train_or_load(
             examples: ImageSet | training.Examples = clean
             if parent is not None and run.static_eps is not None:
                 examples = training.attacked(parent.model, clean, partial(attacks.fgsm, eps=run.static_eps))
+                if run.static == "mixed":
+                    examples = training.together(clean, examples)
+                if run.static == "continued":
+                    model.load_state_dict(parent.model.state_dict())
             epochs = training.fit(
                 model,
                 examples,

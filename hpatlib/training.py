@@ -108,6 +108,12 @@ def attacked(model: nn.Module, data: ImageSet, attack: Attack, *, batch_size: in
     return Examples(torch.cat(made), torch.from_numpy(data.labels))
 
 
+def together(data: ImageSet, examples: Examples) -> Examples:
+    """The images of ``data`` and ``examples`` as one set."""
+    images, labels = data.tensors()
+    return Examples(torch.cat([images, examples.images]), torch.cat([labels, examples.labels]))
+
+
 def fit(
     model: nn.Module,
     data: ImageSet | Examples,

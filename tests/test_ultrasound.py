@@ -131,12 +131,14 @@ def test_attacked_keeps_the_order_of_the_images():
 
 
 def test_each_chapter_has_its_cells(measured, chosen):
-    tests = ("perturbed", "white-box FGSM", "white-box PGD", "transfer FGSM")
+    tests = ("perturbed", "white-box FGSM", "white-box PGD", "transfer FGSM", "worst case")
     o = measured[study.SIMPLE_CNN].outcomes
     assert o.values("split") == ["patient", "random"] and o.values("eps") == ["0", "0.5"]
     before = [("0", "none", "clean"), ("0", "clean", "clean"), *(("0.5", "clean", test) for test in tests)]
-    after = [("0.5", "static", "clean"), *(("0.5", "static", test) for test in tests)]
+    after = [("0.5", reading, test) for reading in study.READINGS for test in ("clean", *tests)]
     assert set(quantities.of_network(o, SIMPLE).accuracy) == {*before, *after}
+    searched = {key[:2] for key in quantities.of_network(o, SIMPLE).mean("smallest")}
+    assert searched == {("0", "clean"), *(("0.5", reading) for reading in study.READINGS)}
     swept = quantities.of_network(measured[study.SWEEP].outcomes, LARGE)
     leaks = ("noise alone", "predicted label", "wrong label")
     for eps in map(str, chosen.settings.ladder):
@@ -322,16 +324,53 @@ def test_what_the_noise_gives_away_and_catastrophic_over_fitting():
             ("0.5", "online", "white-box FGSM"): [0.9, 0.9],
             ("0.5", "online", "white-box PGD"): [0.0, 0.1],
             ("0.5", "static", "white-box PGD"): [0.1, 0.1],
-            ("0.05", "online", "white-box PGD"): [0.5, 0.6],
-            ("0.05", "static", "white-box PGD"): [0.2, 0.3],
+            ("0.05", "online", "worst case"): [0.5, 0.6],
+            ("0.05", "static", "worst case"): [0.2, 0.3],
+            ("0.5", "static", "perturbed"): [0.9, 0.9],
         }
     )
     on = {"network": SIMPLE, "eps": 0.5}
     assert quantities.noise_alone(o, **on).value == pytest.approx(0.35)
     assert quantities.follows_noise(o, **on).value == pytest.approx(0.7)
     assert quantities.catastrophic(o, **on).value == pytest.approx(0.85)
-    gain = quantities.robust_gain(o, network=SIMPLE, training="online", over="static", ladder=[0.05, 0.5])
-    assert gain.value == pytest.approx((0.3 - 0.05) / 2)
+    gain = quantities.robust_gain(o, network=SIMPLE, training="online", over="static", eps=0.05)
+    assert gain.value == pytest.approx(0.3)
+    assert quantities.above_grey(o, network=SIMPLE).value == pytest.approx(0.4)
+
+
+def test_the_mean_smallest_eps_is_the_area_under_accuracy(measured, seeds):
+    o = measured[study.SIMPLE_CNN].outcomes
+    gain = quantities.tolerance_gain(o, network=SIMPLE, training="static", over="clean", eps=0.5)
+    rows = o.where(split="patient", test="smallest ε").rows
+    by_training = rows.assign(smallest=rows["smallest"].astype(float)).groupby("training", observed=True)["smallest"]
+    assert gain.value == pytest.approx(by_training.mean()["static"] - by_training.mean()["clean"], rel=1e-6)
+    # Zero exactly where the clean answer is wrong, and PGD at more than that changes every other answer.
+    clean = runs.train_or_load(seeds[0])
+    images, labels = clean.test.tensors()
+    mine = rows[(rows["training"] == "clean") & (rows["model"] == rows["model"].min())]["smallest"].to_numpy(float)
+    right = clean.model(images).argmax(dim=1) == labels
+    assert ((mine > 0) == right.numpy()).all() and mine.max() <= 255 * study.MOST
+
+
+def test_the_readings_differ_where_they_should(seeds):
+    run = study.against(seeds[0], "static", 0.375)  # of no chapter: nothing real is trained here
+    clean = runs.train_or_load(run.clean)
+    seen = []
+
+    def untrained(model, data, *rest, checkpoint, **settings):
+        seen.append((model.state_dict(), data))
+        checkpoint.touch()
+        return [{"loss": 1.0}]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "fit", untrained)
+        for reading in ("continued", "mixed"):
+            runs.train_or_load(replace(run, static=reading))
+    (continued, alone), (_, both) = seen
+    assert all(torch.equal(continued[name], value) for name, value in clean.model.state_dict().items())
+    assert len(both) == 2 * len(alone) and torch.equal(both.images[len(alone) :], alone.images)
+    with pytest.raises(ValueError, match="static must be"):
+        replace(run, static_eps=None, static="mixed")
 
 
 @pytest.mark.parametrize("profile", documents.toml("ultrasound", "profiles"))
@@ -366,7 +405,8 @@ def test_figures_tell_what_their_records_hold(measured):
     assert f"clean {accuracy['0', 'clean', 'clean'].value:.2f}" in figure.alt
     assert f"largest class has a share of {accuracy['0', 'none', 'clean'].value:.2f}" in figure.alt
     assert figures.attack_training(record, eps=0.5, split="random").alt != figure.alt
-    ends = [m.losses[-1] for m in record.header.models if "static_eps" in m.run and m.run["split_by"] == "patient"]
+    models = [m for m in record.header.models if "static_eps" in m.run and "static" not in m.run]
+    ends = [m.losses[-1] for m in models if m.run["split_by"] == "patient"]
     assert f"to {np.mean(ends):.3g}" in figures.losses(record, eps=0.5).alt
     for drawn in (figure, figures.losses(record, eps=0.5)):
         assert "seeds 0, 1" in drawn.caption and "SimpleCNN (from scratch)" in drawn.alt

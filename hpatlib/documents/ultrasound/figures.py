@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from hpatlib.documents.ultrasound.quantities import at, of_network
+from hpatlib.documents.ultrasound.quantities import SIMPLE, at, of_network
 from hpatlib.outcomes import Cells
 from hpatlib.plots import base, charts
 from hpatlib.plots.base import STYLE, Figure, Table
 from hpatlib.plots.charts import Style
 from hpatlib.records import Record
+from hpatlib.statistics import Estimate
 
 TRAININGS = {
     "clean": Style("trained on clean images", "#0072B2"),
@@ -30,8 +32,15 @@ TESTS = {
     "white-box FGSM": "FGSM\nwhite box",
     "white-box PGD": "PGD\nwhite box",
     "transfer FGSM": "FGSM\ntransfer",
+    "worst case": "worst\ncase",
 }
 REPORTED = 2
+READINGS = {
+    ("static", "perturbed"): "anew, on the perturbed set alone",
+    ("static", "white-box FGSM"): "the same, and the test set made anew on it",
+    ("continued", "perturbed"): "going on from the clean-trained network",
+    ("mixed", "perturbed"): "anew, on clean and perturbed images",
+}  # (training, test that is then called perturbed)
 LEAKS = {
     "noise alone": "noise alone,\nanswered right",
     "predicted label": "noise of the\npredicted label,\nanswered right",
@@ -100,6 +109,66 @@ def attack_training(record: Record, *, eps: float, split: str = "patient") -> Fi
         )
 
 
+def smallest(record: Record, *, eps: float) -> Figure:
+    """Accuracy against ε, of networks trained on clean images and against ``eps``; a panel a network.
+
+    Each image is right up to the smallest ε that was found to change its answer, so a curve never rises.
+    """
+    o = record.outcomes.where(split="patient", test="smallest ε")
+    looks = {name: style for name, style in TRAININGS.items() if name in o.values("training")}
+    networks = [n for n in o.values("network") if len(o.where(network=n).values("training")) > 1]
+    ladder = (0, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 127)
+    with plt.style.context(STYLE):
+        canvas, axes = plt.subplots(1, len(networks), figsize=(7.2, 2.8), sharey=True, squeeze=False)
+        told = []
+        for axis, network in zip(axes[0], networks, strict=True):
+            there = o.where(network=network)
+            rows = there.rows[there.rows["eps"].astype(str).isin(["0", f"{eps:g}"])]
+            parts = []
+            for level in ladder:
+                right = rows.assign(right=(rows["smallest"].astype(float) > level).astype(float))
+                cells = replace(there, rows=right, conditions=("eps", "training")).mean("right")
+                parts.append(cells.table().assign(level=level))
+            table = pd.concat(parts, ignore_index=True)
+            shown = charts.lines(axis, table, "level", "training", looks, bars=False)
+            told += [f"{base.network(network)}, {line}" for line in shown]
+            axis.set(title=base.network(network), xlabel="ε, grey levels of 255", ylim=(-0.03, 1.03))
+            axis.set_xscale("symlog", base=2, linthresh=0.5, linscale=0.5)
+            axis.set_xticks([0, 1, 4, 16, 64], ["0", "1", "4", "16", "64"])
+        axes[0][0].set_ylabel("share of images still right")
+        charts.legend(canvas, axes[0][0])
+        return base.finish(
+            canvas,
+            f"What it takes to change an answer, before and after training against ε = {eps:g}. Lines: mean over "
+            f"trainings; bands: {INTERVALS}. {base.label(record)}.",
+            f"Falling curves of accuracy against ε in grey levels. {'; '.join(told)}.",
+        )
+
+
+def readings(record: Record) -> Table:
+    """The readings of C3 against the report's two sentences on the simple CNN at ε = 0.5."""
+    accuracy = of_network(record.outcomes, SIMPLE).accuracy
+    rows = []
+    for (training, test), told in READINGS.items():
+        up = at(accuracy, 0.5, training, test) - at(accuracy, 0.5, "clean", test)
+        down = at(accuracy, 0.5, training, "clean") - at(accuracy, 0, "clean", "clean")
+        fits = [_says(up.interval(), 1), _says(down.interval(), -1)]
+        row = {"trained": told, "perturbed set: rises, says the report": f"{fits[0]}: {_signed(up)}"}
+        rows.append(row | {"clean set: falls, says the report": f"{fits[1]}: {_signed(down)}"})
+    return Table(pd.DataFrame(rows), f"Change of accuracy by attack training at ε = 0.5, simple CNN, with {INTERVALS}.")
+
+
+def _says(interval: tuple[float, float], sign: int) -> str:
+    """Whether an effect has the sign that the report gives it."""
+    low, high = sorted(sign * end for end in interval)
+    return "yes" if low > 0 else "no" if high < 0 else "open"
+
+
+def _signed(effect: Estimate) -> str:
+    low, high = effect.interval()
+    return f"{effect.value:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+
+
 def losses(record: Record, *, eps: float, split: str = "patient") -> Figure:
     """Training loss by epoch before and after attack training at ``eps``, a panel a network, a line a training."""
     frame = _losses(record)
@@ -128,7 +197,7 @@ def losses(record: Record, *, eps: float, split: str = "patient") -> Figure:
         )
 
 
-def ladder(record: Record, tests: Sequence[str] = ("clean", "perturbed", "white-box FGSM", "white-box PGD")) -> Figure:
+def ladder(record: Record, tests: Sequence[str] = ("clean", "perturbed", "white-box FGSM", "worst case")) -> Figure:
     """Accuracy against ε, a row a network, a column a test set, a line a training."""
     table = _accuracies(record, "table", split="patient")
     return _grid(record, table, {test: TESTS[test] for test in tests}, "accuracy", "Accuracy against ε by training.")

@@ -7,6 +7,7 @@ training measure robustness against another model's attack. The tests that it do
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from hpatlib.hybrid import Adversary
 from hpatlib.measure import Attack, Study, rows
 from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
+from hpatlib.worst_case import smallest_eps, worst_case
 
 FORMULA = "ultrasound/fig1_2_image_and_noise"
 RESNET50 = "ultrasound/fig3_4_resnet50_eps050"
@@ -29,22 +31,33 @@ SIMPLE_CNN = "ultrasound/fig5_6_simple_cnn_eps050"
 SMALLER = {0.2: "ultrasound/fig7_8_simple_cnn_eps020", 0.05: "ultrasound/fig9_10_simple_cnn_eps005"}
 SWEEP = "beyond/ultrasound_eps_sweep"
 
+# Of "training with the perturbed training set" (C3), by the name that conditions have: `Run.static`.
+READINGS: dict[str, Literal["continued", "mixed"] | None] = {
+    "static": None,
+    "continued": "continued",
+    "mixed": "mixed",
+}
 REPORTED = (0.05, 0.2, 0.5)  # the report's ε
 EPS = 0.5  # its largest, of figures 3 to 6
 PGD_STEPS = 10
+MOST = 0.5  # where the search for the smallest ε ends: there every image can be grey
 CONDITIONS = ("network", "split", "eps", "training", "test")
 
 
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the report's profiles say beside ``profiles.Profile``.
 
-    ``networks``: models and weights of figures 3 and 4, the first of them in the sweep too; ``network_trainings``: how
-    often each is trained; ``ladder``: the ε of the sweep.
+    ``networks``: models and weights of figures 3 and 4, the last of them in the sweep too; ``network_trainings``,
+    ``sweep_trainings``: how often each is trained there and here; ``ladder``: the ε of the sweep; ``iterations``,
+    ``queries``: of the worst case's gradient attacks, and of its Square attack, an image.
     """
 
     networks: tuple[tuple[str, str], ...]
     network_trainings: int
+    sweep_trainings: int
     ladder: tuple[float, ...]
+    iterations: int
+    queries: int
 
 
 def formula(chosen: Chosen[Profile]) -> Record:
@@ -85,21 +98,24 @@ def resnet50(chosen: Chosen[Profile]) -> Record:
     """Figures 3 and 4: the large networks before and after attack training at ε = 0.5, beside a simple CNN."""
     study = Study(RESNET50, chosen, CONDITIONS)
     for model, weights in chosen.settings.networks:
-        for run in _runs(chosen, model, weights):
+        for run in _runs(chosen, model, weights, chosen.settings.network_trainings):
             attack_training(study, run, [EPS])
     # The simple CNN that transfer attacks come from: of the same splits, and so what the others are compared with.
     for run in chosen.runs(chosen.settings.network_trainings):
         simple = train_or_load(other(run))
-        _add_clean(study, simple, network=network(simple), split=run.split_by, eps=0, training="clean")
+        _add_clean(study, simple, chosen.settings, network=network(simple), split=run.split_by, eps=0, training="clean")
     return study.record()
 
 
 def simple_cnn(chosen: Chosen[Profile]) -> Record:
-    """Figures 5 and 6: the simple CNN before and after attack training at ε = 0.5, split both ways (C4)."""
+    """Figures 5 and 6: the simple CNN before and after attack training at ε = 0.5.
+
+    Split both ways (C4), and for near-duplicates on one side, trained in each of the readings that C3 leaves open.
+    """
     study = Study(SIMPLE_CNN, chosen, CONDITIONS)
     for split in ("patient", "random"):
         for run in tqdm(chosen.runs(split_by=split), f"split by {split}", unit="training"):
-            attack_training(study, run, [EPS])
+            attack_training(study, run, [EPS], list(READINGS) if split == "patient" else ["static"])
     return study.record()
 
 
@@ -120,36 +136,35 @@ def sweep(chosen: Chosen[Profile]) -> Record:
     """Beyond the figures: two networks over the ladder of ε, trained online too, and whether noise tells its label."""
     study, settings = Study(SWEEP, chosen, CONDITIONS), chosen.settings
     for run in tqdm(chosen.runs(), "simple CNN", unit="training"):
-        attack_training(study, run, settings.ladder, online=True, leaks=True)
-    for run in _runs(chosen, *settings.networks[0]):
-        attack_training(study, run, settings.ladder, online=True, leaks=True)
+        attack_training(study, run, settings.ladder, ["static", "online"], leaks=True)
+    for run in _runs(chosen, *settings.networks[-1], settings.sweep_trainings):
+        attack_training(study, run, settings.ladder, ["static", "online"], leaks=True)
     return study.record()
 
 
 def attack_training(
-    study: Study, run: Run, ladder: Sequence[float], *, online: bool = False, leaks: bool = False
+    study: Study, run: Run, ladder: Sequence[float], trainings: Sequence[str] = ("static",), *, leaks: bool = False
 ) -> None:
     """Train ``run`` on clean images and against each ε of ``ladder``; take down what each model answers to each test.
 
-    Against an ε: on FGSM examples made once from the clean-trained model ("static"), and with ``online`` also on those
-    of the model as it is in each step. ``leaks``: the tests of `leaking` too.
+    ``trainings``: how it is trained against an ε, see `against`. ``leaks``: the tests of `leaking` too.
     """
-    clean, source = train_or_load(run), train_or_load(other(run))
+    clean, source, settings = train_or_load(run), train_or_load(other(run)), study.chosen.settings
     about = {"network": network(clean), "split": run.split_by}
     labels = torch.from_numpy(clean.test.labels)
     largest = torch.zeros(len(labels), len(clean.test.classes))
     largest[:, labels.bincount().argmax()] = 1
     study.add(clean, _unmargined(rows(clean.test, largest)), **about, eps=0, training="none", test="clean")
-    _add_clean(study, clean, **about, eps=0, training="clean")
+    _add_clean(study, clean, settings, **about, eps=0, training="clean")
     study.model(source)
     for eps in ladder:
-        for training in ("clean", "static", "online") if online else ("clean", "static"):
+        for training in ("clean", *trainings):
             trained = clean
             if training != "clean":
                 trained = train_or_load(against(run, training, eps))
-                _add_clean(study, trained, **about, eps=eps, training=training)
+                _add_clean(study, trained, settings, **about, eps=eps, training=training)
             asked = {**about, "eps": eps, "training": training}
-            attacked = tests(clean.model, source.model, eps=eps, seed=run.seed)
+            attacked = tests(clean.model, source.model, settings, eps=eps, seed=run.seed)
             for test, answers in measure.attacked(trained.model, trained.test, attacked):
                 study.add(trained, rows(clean.test, answers), **asked, test=test)
             if leaks:
@@ -158,10 +173,15 @@ def attack_training(
 
 
 def against(run: Run, training: str, eps: float) -> Run:
-    """``run`` trained against FGSM: "static", on a set made once, or "online", on examples of the model as it is."""
-    if training == "static":
-        return replace(run, static_eps=eps)
-    return replace(run, adversary=Adversary(eps=eps, step=eps))
+    """``run`` trained against FGSM at ``eps``, in one of the readings of C3.
+
+    "static": anew, on the perturbed set alone, which is made once; "continued": the same, from where clean training
+    ended; "mixed": anew, on clean and perturbed images; "online": on clean images and on examples of the model as it
+    is in each step, adversarial training in today's sense.
+    """
+    if training == "online":
+        return replace(run, adversary=Adversary(eps=eps, step=eps))
+    return replace(run, static_eps=eps, static=READINGS[training])
 
 
 def other(run: Run) -> Run:
@@ -175,20 +195,38 @@ def network(trained: Trained) -> str:
     return f"{run['model']} ({run['weights']})"
 
 
-def tests(source: nn.Module, transfer: nn.Module, *, eps: float, seed: int) -> dict[str, Attack | None]:
+def tests(
+    source: nn.Module, transfer: nn.Module, settings: Profile, *, eps: float, seed: int
+) -> dict[str, Attack | None]:
     """The attacks under which every model is asked, by the name of the test.
 
     The report's own is "perturbed": FGSM on ``source``, the clean-trained model, whichever model answers. White-box
     attacks are on the model that answers, PGD in 10 steps of 2.5 ε / 10 from a random start, "transfer FGSM" on a
-    third model.
+    third model. "worst case" is the whole suite, transfer from both other models included, an image at a time.
     """
     fgsm, generator = partial(attacks.fgsm, eps=eps), torch.Generator().manual_seed(seed)
     step = min(1.0, 2.5 * eps / PGD_STEPS)
+
+    def worst(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        others = [each for each in (source, transfer) if each is not model]
+        found = worst_case(
+            model,
+            images,
+            labels,
+            eps=eps,
+            surrogates=others,
+            iterations=settings.iterations,
+            queries=settings.queries,
+            generator=generator,
+        )
+        return found.images
+
     return {
         "perturbed": made_on(source, fgsm),
         "white-box FGSM": fgsm,
         "white-box PGD": partial(attacks.pgd, eps=eps, step=step, iterations=PGD_STEPS, generator=generator),
         "transfer FGSM": made_on(transfer, fgsm),
+        "worst case": worst,
     }
 
 
@@ -227,10 +265,9 @@ def leaking(trained: Trained, source: nn.Module, *, eps: float, seed: int) -> di
     return found
 
 
-def _runs(chosen: Chosen[Profile], model: str, weights: str) -> tqdm:
+def _runs(chosen: Chosen[Profile], model: str, weights: str, trainings: int) -> tqdm:
     """The trainings of one of the large networks, behind a progress bar."""
-    runs = chosen.runs(chosen.settings.network_trainings, model=model, weights=weights)
-    return tqdm(runs, f"{model} ({weights})", unit="training")
+    return tqdm(chosen.runs(trainings, model=model, weights=weights), f"{model} ({weights})", unit="training")
 
 
 def _unmargined(outcomes: pd.DataFrame) -> pd.DataFrame:
@@ -238,11 +275,23 @@ def _unmargined(outcomes: pd.DataFrame) -> pd.DataFrame:
     return outcomes.drop(columns="margin")
 
 
-def _add_clean(study: Study, trained: Trained, **about: object) -> None:
-    """A model's answers to clean images, and a row that belongs to no image: its last epoch's loss over its first."""
-    study.add(trained, rows(trained.test, measure.logits_of(trained.model, trained.test)), **about, test="clean")
-    losses = [epoch["loss"] for epoch in trained.provenance["epochs"]]
+def _add_clean(study: Study, trained: Trained, settings: Profile, **about: object) -> None:
+    """What hangs on no test's ε: answers to clean images, the smallest ε that changes each, and a loss.
+
+    ``smallest``, in grey levels: 0 where the answer is wrong already, at most ``MOST``, so that its mean over images is
+    the area under accuracy against ε. ``ratio``, a row of no image: the last epoch's loss over the first's.
+    """
+    test, answers = trained.test, measure.logits_of(trained.model, trained.test)
+    study.add(trained, rows(test, answers), **about, test="clean")
     seed = trained.provenance["run"]["seed"]
+    draws, device = torch.Generator().manual_seed(seed), device_of(trained.model)
+    found = [
+        smallest_eps(trained.model, x, y, most=MOST, iterations=settings.iterations, generator=draws).clamp(max=MOST)
+        for x, y in test.batches(measure.BATCH, device=device)
+    ]
+    spent = pd.DataFrame(measure.named(test)).assign(smallest=255 * torch.cat(found).cpu().numpy())
+    study.add(trained, spent, **about, test="smallest ε")
+    losses = [epoch["loss"] for epoch in trained.provenance["epochs"]]
     # A cluster of its own in each training, which has no other images to vary over.
     row = {"image": "training", "group": f"training {seed}", "ratio": losses[-1] / losses[0]}
     study.add(trained, pd.DataFrame([row]), **about, test="training loss")
