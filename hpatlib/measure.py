@@ -30,7 +30,7 @@ from hpatlib.worst_case import worst_case
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 BATCH = 64
 ASCENT = 11  # gradient steps from each start of the search by gradients; a gradient costs three queries
-SUITE = {"iterations": 20, "restarts": 1, "queries": 100}  # of the worst case's pixel part: what a CPU affords
+SUITE = partial(worst_case, iterations=20, restarts=1, queries=100)  # the worst case's pixel part: what a CPU affords
 
 
 @torch.no_grad()
@@ -168,7 +168,7 @@ def _harder(
         ascent = partial(gradient_ascent, starts=starts, steps=min(ASCENT, max(1, searches // 3)))
         tried.append(ascent(model, noisy, labels, place.box, generator=generator).images)
     if place.eps:
-        tried.append(worst_case(model, images, labels, eps=place.eps, generator=generator, **SUITE).images)
+        tried.append(SUITE(model, images, labels, eps=place.eps, generator=generator).images)
     return tried
 
 

@@ -168,11 +168,13 @@ def subjects(record: Record) -> Table:
             one = told.where(**{"subject": subject, by: name})
             malignant = one.rows["label"] == 1
             seeds = sorted({int(one.seeds[m] or 0) for m in one.rows["model"].unique()})
-            right = {True: one.recall("binary")[()], False: _of_healthy(one)}
             row = {"healthy test subject": subject, by: base.network(name), "seeds": ", ".join(map(str, seeds))}
             row |= {"malignant, healthy cells": f"{_cells(one, malignant)}, {_cells(one, ~malignant)}"}
             row |= {"accuracy, %": f"{100 * one.accuracy[()].value:.1f}", "AUC": f"{one.auc[()].value:.3f}"}
-            row |= {"of malignant cells": f"{100 * right[True].value:.1f}", "of healthy": f"{100 * right[False]:.1f}"}
+            row |= {
+                "of malignant": f"{100 * one.recall()[()].value:.1f}",
+                "of healthy": f"{100 * _of_healthy(one):.1f}",
+            }
             rows.append(row)
     return Table(
         pd.DataFrame(rows),
@@ -357,7 +359,8 @@ def searches(record: Record) -> Figure:
         charts.legend(canvas, axes[0][0], 4)
         return base.finish(
             canvas,
-            "Mean worst loss and ROI against queries, a gradient counted as three; bands and bars are 95 % intervals over trainings and images. "
+            "Mean worst loss and ROI against queries, a gradient counted as three; bands and bars are 95 % intervals "
+            "over trainings and images. "
             f"{base.label(record)}.",
             f"Line charts of worst loss and ROI against queries. {'; '.join(told)}.",
         )

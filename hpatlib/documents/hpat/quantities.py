@@ -90,7 +90,7 @@ def flipped_more(o: Outcomes, *, perturbation: str, than: str) -> Estimate:
 
 
 def held_back(o: Outcomes) -> Estimate:
-    """Figure 1: how often the least noise that changes a correct answer has to be doubled when it is kept to the cell."""
+    """Figure 1: how often the least noise that changes a correct answer is doubled when it is kept to the cell."""
     doublings = o.mean("doublings")
     return doublings[f"{LEAST}, in the cell"] - doublings[LEAST]
 

@@ -7,7 +7,7 @@ branch of MixBN, in both readings of an environment (H25), and where a claim han
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from hpatlib.measure import Study
 from hpatlib.mixbn import Branch, MixBatchNorm2d, branch
 from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
-from hpatlib.spatial import Box, direct_search, gradient_ascent, grid_search, local_search, random_search
+from hpatlib.spatial import Box, SearchResult, direct_search, gradient_ascent, grid_search, local_search, random_search
 from hpatlib.stbo import stbo
 from hpatlib.worst_case import smallest_eps
 
@@ -354,14 +354,14 @@ def _searched(
 ) -> Iterator[tuple[str, int, np.ndarray]]:
     """(method, units, highest loss ``[N]``) of each search of a box; a query is a unit, a gradient three."""
     draws, most = torch.Generator().manual_seed(seed), max(BUDGETS)
-    budget = {"evaluations": most, "generator": draws}
-    ascent = {"starts": most // (3 * measure.ASCENT), "steps": measure.ASCENT, "generator": draws}
-    methods = {name: partial(stbo, **budget) for name in STBO} | {
+    starts = most // (3 * measure.ASCENT)
+    methods: dict[str, Callable[..., SearchResult]] = {
+        **{name: partial(stbo, evaluations=most, generator=draws) for name in STBO},
         "DIRECT": partial(direct_search, evaluations=most),
-        "local": partial(local_search, **budget),
-        "gradient": partial(gradient_ascent, **ascent),
-        "Sobol": partial(random_search, sobol=True, **budget),
-        "random": partial(random_search, **budget),
+        "local": partial(local_search, evaluations=most, generator=draws),
+        "gradient": partial(gradient_ascent, starts=starts, steps=measure.ASCENT, generator=draws),
+        "Sobol": partial(random_search, evaluations=most, sobol=True, generator=draws),
+        "random": partial(random_search, evaluations=most, generator=draws),
     }
     histories: dict[str, list[Tensor]] = {name: [] for name in methods}
     grids: dict[int, list[Tensor]] = {int(np.prod(counts)): [] for counts in GRIDS}
@@ -566,7 +566,7 @@ def _tied(model: nn.Module, clean: Tensor, adversarial: Tensor, name: Branch) ->
 def settings_table(chosen: Chosen[Profile]) -> pd.DataFrame:
     """The document's settings beside this profile's: a row each."""
     recipe, (*_, worst), levels = chosen.settings.recipe, places(chosen), places(chosen)[1:]
-    here = {
+    here: dict[str, float | list[float]] = {
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.lr,
