@@ -29,7 +29,6 @@ from hpatlib.worst_case import worst_case
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 BATCH = 64
-ASCENT = 11  # gradient steps from each start of the search by gradients; a gradient costs three queries
 SUITE = partial(worst_case, iterations=20, restarts=1, queries=100)  # the worst case's pixel part: what a CPU affords
 
 
@@ -164,9 +163,10 @@ def _harder(
     """What else the worst case tries: gradients through the transform, and the suite of pixel attacks."""
     tried = []
     if place.fixed is not None:
-        starts = max(1, searches // (3 * ASCENT))
-        ascent = partial(gradient_ascent, starts=starts, steps=min(ASCENT, max(1, searches // 3)))
-        tried.append(ascent(model, noisy, labels, place.box, generator=generator).images)
+        # Where the usual 4 · 5 gradients of three units do not fit into the budget, one start has half of it.
+        few = {} if searches >= 64 else {"starts": 1, "steps": max(1, searches // 6)}
+        ascent = partial(gradient_ascent, model, noisy, labels, place.box, generator=generator)
+        tried.append(ascent(evaluations=max(4, searches), **few).images)
     if place.eps:
         tried.append(SUITE(model, images, labels, eps=place.eps, generator=generator).images)
     return tried

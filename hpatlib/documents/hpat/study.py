@@ -354,12 +354,11 @@ def _searched(
 ) -> Iterator[tuple[str, int, np.ndarray]]:
     """(method, units, highest loss ``[N]``) of each search of a box; a query is a unit, a gradient three."""
     draws, most = torch.Generator().manual_seed(seed), max(BUDGETS)
-    starts = most // (3 * measure.ASCENT)
     methods: dict[str, Callable[..., SearchResult]] = {
         **{name: partial(stbo, evaluations=most, generator=draws) for name in STBO},
         "DIRECT": partial(direct_search, evaluations=most),
         "local": partial(local_search, evaluations=most, generator=draws),
-        "gradient": partial(gradient_ascent, starts=starts, steps=measure.ASCENT, generator=draws),
+        "gradient": partial(gradient_ascent, evaluations=most, generator=draws),
         "Sobol": partial(random_search, evaluations=most, sobol=True, generator=draws),
         "random": partial(random_search, evaluations=most, generator=draws),
     }
@@ -377,8 +376,7 @@ def _searched(
                 bar.update(size * len(x))
     for name, parts in histories.items():
         history = torch.cat(parts).double().numpy()
-        # Three gradients more or less do not fit into the budget: what was found by then stands.
-        yield from ((name, units, history[:, min(units, history.shape[1]) - 1]) for units in BUDGETS)
+        yield from ((name, units, history[:, units - 1]) for units in BUDGETS)
     for size, losses in grids.items():
         yield "STM", size, torch.cat(losses).double().numpy()
 
