@@ -16,21 +16,14 @@ from typing import Literal
 import torch
 from gpytorch.kernels import Kernel, MaternKernel
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from hpatlib._model import (
-    Loss,
-    check_images,
-    check_logits,
-    check_losses,
-    check_whole,
-    check_wholes,
-    held_still,
-    ordinary_tensors,
-)
-from hpatlib.spatial import Box, SearchResult, losses, single, sobol_points, transform, uniform
+from hpatlib._model import Loss, check_images, check_whole, check_wholes, held_still, ordinary_tensors
+from hpatlib.spatial import Box, Search, SearchResult, sobol_points, uniform
 
 NOISE = 1e-4  # variance of the standardised loss taken for noise: keeps the kernel matrix of close queries invertible
 LENGTHSCALE = 0.1  # of the side of the box
+SHIFTS, ANGLES = (0.1, 0.2, 0.4), (0.025, 0.05, 0.1, 0.2)  # length-scales that compete
 
 
 @ordinary_tensors()
@@ -43,7 +36,8 @@ def stbo(
     evaluations: int = 100,
     initial: int = 10,
     candidates: tuple[int, int] = (48, 48),
-    refit_every: int | None = None,
+    refit_every: int | None = 1,
+    polish: int = 0,
     scope: Literal["image", "batch"] = "image",
     loss: Loss = "cross-entropy",
     generator: torch.Generator | None = None,
@@ -52,10 +46,12 @@ def stbo(
 
     ``initial``: size of the first design, the untouched image followed by Sobol points; ``candidates``: how many
     transforms expected improvement chooses from, drawn all over the box and near the best one so far; ``refit_every``:
-    refit the kernel's length-scales by marginal likelihood after that many evaluations (default: never; they stay
-    at ``LENGTHSCALE``). ``scope="batch"`` reads equation 5 literally: one s for all images, the worst on average; then
-    ``history`` holds the average loss, the same for each image. ``loss``: what is searched for its highest value, as in
-    ``hpatlib.attacks``.
+    after how many evaluations each process takes the length-scales of highest marginal likelihood, of all pairs of
+    ``SHIFTS`` and ``ANGLES`` (None: they stay at ``LENGTHSCALE``). ``polish``: that many last steps go up the gradient
+    through the warp, at three evaluations of the budget each. ``scope="batch"`` reads equation 5 literally: one s for
+    all images, the worst on average; then ``history`` holds the average loss, the same for each image. ``loss``: what
+    is searched for its highest value, as in ``hpatlib.attacks``; for cross-entropy, the process models its
+    ``spatial.log_odds``, which has the same order and does not flatten out.
 
     ``images [B, C, H, W]`` in [0, 1], ``labels [B]``. The model is left as found. Raises ``ValueError`` for bad inputs
     and for budgets that make no sense.
@@ -69,45 +65,46 @@ def stbo(
         refit_every = check_whole("refit_every", refit_every)
     if scope not in ("image", "batch"):
         raise ValueError(f'scope must be "image" or "batch", found {scope!r}')
+    queries = evaluations - 3 * check_whole("polish", polish, least=0)
+    if queries < 1:
+        raise ValueError(f"polish takes 3 evaluations a step, found {polish} steps and {evaluations} evaluations")
 
+    groups = len(images) if scope == "image" else 1
     with torch.no_grad(), held_still(model):
-        check_logits(model(images[:1]), labels)
-        processes = len(images) if scope == "image" else 1
-        process = Process(kernel(box, processes), processes, evaluations, images.device)
-        design = sobol_points(min(initial, evaluations), processes, generator)  # [initial, G, 3]
+        search = Search(model, images, labels, box, loss, together=scope == "batch")
+        process = Process(kernel(box, groups, refit=refit_every is not None), groups, queries, images.device)
+        design = sobol_points(min(initial, queries), groups, generator)  # [initial, G, 3]
         design[0] = 0.5  # the untouched image: the result is never milder than no attack
-        design = design.to(images.device)
+        design = design.to(search.unit)
         # All draws of the search at once: copying them to the device step by step would make the host wait for it.
-        draws = uniform((max(evaluations - len(design), 0), anywhere + near, 4), generator).to(images.device)
-        best_unit = torch.full((processes, 3), 0.5, device=images.device)
-        best_value = images.new_full((processes,), -math.inf)
-        best_loss, history = best_value.expand(len(images)), []
-        for t in range(evaluations):
+        draws = uniform((queries - len(design), anywhere + near, 4), generator).to(images.device)
+        for t in range(queries):
             if t < len(design):
                 unit = design[t]  # [G, 3]
             else:
                 if refit_every is not None and t % refit_every == 0:
-                    process.refit()
-                unit = _propose(process, box, best_unit, draws[t - len(design)], anywhere)
-            s = box.place(unit).to(single(images.dtype))  # [G, 3]
-            each = losses(model, images, labels, s.expand(len(images), -1), loss)  # [B]
-            value = each if scope == "image" else each.mean(dim=0, keepdim=True)  # [G]
-            process.add(features(unit, box), value)
-            better = value > best_value  # [G]
-            best_unit = torch.where(better.unsqueeze(1), unit, best_unit)
-            best_loss = torch.where(better, each, best_loss)  # [B]
-            best_value = torch.maximum(value, best_value)
-            history.append(best_value)
-        check_losses(best_value)  # unlike best_loss, it remembers a NaN from any of the evaluations
-        best_s = box.place(best_unit).to(single(images.dtype)).expand(len(images), -1)
-        best_history = torch.stack(history, dim=1).expand(len(images), -1)  # [B, evaluations]
-        return SearchResult(transform(images, best_s), best_s, best_loss, best_history)
+                    process.choose()
+                unit = _propose(process, box, search.unit[:groups], draws[t - len(design)], anywhere)
+            score = search.ask(unit.expand(1, len(images), -1))  # [1, B]
+            process.add(features(unit, box), score[0, :groups])
+        unit, scale = search.unit, process.kernel.lengthscale[process.chosen, 0, :3].to(search.unit)
+        for reach in torch.logspace(-0.3, -1, polish).tolist():
+            uphill = search.slope(unit) * scale  # as seen from a cube whose side is one length-scale
+            unit = box.inside(unit + reach * scale * F.normalize(uphill))
+    return search.result()
 
 
-def kernel(box: Box, processes: int) -> Kernel:
-    """k(s, s') of equation 6 for ``processes`` independent processes: Matérn-5/2, one length-scale a feature."""
-    matern = MaternKernel(nu=2.5, ard_num_dims=4 if box.spans_circle else 3, batch_shape=torch.Size([processes]))
-    matern.lengthscale = LENGTHSCALE
+def kernel(box: Box, processes: int, *, refit: bool = True) -> Kernel:
+    """k(s, s') of equation 6 for ``processes`` independent processes: Matérn-5/2, one length-scale a feature.
+
+    Each process has a kernel for every pair of ``SHIFTS`` and ``ANGLES``, one after the other; without ``refit``, one
+    of length-scale ``LENGTHSCALE``.
+    """
+    pairs = [(shift, angle) for shift in SHIFTS for angle in ANGLES] if refit else [(LENGTHSCALE, LENGTHSCALE)]
+    angles = 2 if box.spans_circle else 1
+    scales = torch.tensor([[shift, shift, *[angle] * angles] for shift, angle in pairs])  # [R, d]
+    matern = MaternKernel(nu=2.5, ard_num_dims=2 + angles, batch_shape=torch.Size([processes * len(pairs)]))
+    matern.lengthscale = scales.repeat(processes, 1).unsqueeze(1)
     return matern.requires_grad_(False)
 
 
@@ -129,16 +126,21 @@ def features(unit: Tensor, box: Box) -> Tensor:
 class Process:
     """G independent Gaussian processes over growing data, conditioned one query at a time.
 
-    Keeps ``inverse [G, T, T]``, the inverse of the Cholesky factor L of K + noise·I, which grows by one row a query:
-    posterior moments are then matrix products, faster in batches than triangular solves.
+    ``kernel`` may hold R rival kernels for each process; all of them are conditioned, ``choose`` takes the likeliest.
+    Keeps ``inverse [G·R, T, T]``, the inverse of each Cholesky factor L of K + noise·I, which grows by one row a query:
+    posterior moments and likelihoods are then matrix products, faster in batches than triangular solves, and no
+    length-scale has to be fitted step by step.
     """
 
     def __init__(self, kernel: Kernel, processes: int, capacity: int, device: torch.device | str = "cpu") -> None:
         self.kernel = kernel.to(device=device, dtype=torch.float64)
+        self.rivals = self.kernel.batch_shape.numel() // processes
+        self.first = self.rivals * torch.arange(processes, device=device)
+        self.chosen = self.first  # [G], in 0…G·R − 1
         self.t = 0
         self.inputs: Tensor  # [G, T, d], from the first query on, which says what d is
         self.values = torch.zeros(processes, capacity, 1, dtype=torch.float64, device=device)
-        self.inverse = torch.zeros(processes, capacity, capacity, dtype=torch.float64, device=device)
+        self.inverse = torch.zeros(processes * self.rivals, capacity, capacity, dtype=torch.float64, device=device)
 
     def add(self, point: Tensor, value: Tensor) -> None:
         """Condition each process on g(``point [G, d]``) = ``value [G]``."""
@@ -147,9 +149,9 @@ class Process:
             self.inputs = point.new_zeros(groups, self.values.shape[1], point.shape[-1])
         self.inputs[:, t], self.values[:, t, 0] = point, value
         inverse = self.inverse[:, :t, :t]
-        covariance = self.kernel.forward(self.inputs[:, :t], point.unsqueeze(1))  # [G, t, 1]
-        row = inverse @ covariance  # [G, t, 1], L's new row
-        pivot = (1 + NOISE - row.square().sum(dim=1)).clamp_min(NOISE).sqrt()  # [G, 1]
+        covariance = self.kernel.forward(self._each(self.inputs[:, :t]), self._each(point.unsqueeze(1)))  # [G·R, t, 1]
+        row = inverse @ covariance  # [G·R, t, 1], L's new row
+        pivot = (1 + NOISE - row.square().sum(dim=1)).clamp_min(NOISE).sqrt()  # [G·R, 1]
         self.inverse[:, t, :t] = -(row.mT @ inverse).squeeze(1) / pivot
         self.inverse[:, t, t] = 1 / pivot.squeeze(1)
         self.t += 1
@@ -160,37 +162,30 @@ class Process:
         deviation = values.std(dim=1, keepdim=True, unbiased=False)
         return (values - values.mean(dim=1, keepdim=True)) / deviation.clamp_min(1e-12)
 
+    def log_marginal_likelihood(self) -> Tensor:
+        """log p(g | s) ``[G, R]`` of the standardised values under each rival."""
+        inverse = self.inverse[:, : self.t, : self.t]
+        half = inverse @ self._each(self.standardised())  # [G·R, t, 1]: L⁻¹g
+        log_determinant = -2 * inverse.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        found = -0.5 * (half.square().sum(dim=(1, 2)) + log_determinant + self.t * math.log(2 * math.pi))
+        return found.view(-1, self.rivals)
+
+    def choose(self) -> None:
+        """Take each process's likeliest rival."""
+        self.chosen = self.first + self.log_marginal_likelihood().argmax(dim=1)
+
     def posterior(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Equations 6–7 in standardised units: mean and standard deviation ``[G, C]`` at ``points [G, C, d]``."""
-        inverse = self.inverse[:, : self.t, : self.t]
-        covariance = self.kernel.forward(self.inputs[:, : self.t], points)  # [G, t, C]
+        inverse = self.inverse[self.chosen, : self.t, : self.t]
+        covariance = self.kernel[self.chosen].forward(self.inputs[:, : self.t], points)  # [G, t, C]
         half = inverse @ covariance  # [G, t, C]: L⁻¹κ
         mean = (half.mT @ (inverse @ self.standardised())).squeeze(-1)  # κᵀK⁻¹g
         variance = 1 - half.square().sum(dim=1)  # k − κᵀK⁻¹κ
         return mean, variance.clamp_min(1e-12).sqrt()
 
-    def refit(self, steps: int = 10, rate: float = 0.1) -> None:
-        """Raise the marginal likelihood of all processes at once by Adam over the log length-scales."""
-        inputs, values = self.inputs[:, : self.t], self.standardised()
-        with torch.enable_grad():
-            self.kernel.requires_grad_(True)
-            optimizer = torch.optim.Adam(self.kernel.parameters(), lr=rate)
-            for _ in range(steps):
-                optimizer.zero_grad()
-                (-log_marginal_likelihood(self.kernel, inputs, values).sum()).backward()
-                optimizer.step()
-            self.kernel.requires_grad_(False)
-        factor = torch.linalg.cholesky(_with_noise(self.kernel.forward(inputs, inputs)))
-        identity = torch.eye(self.t, dtype=factor.dtype, device=factor.device)
-        self.inverse[:, : self.t, : self.t] = torch.linalg.solve_triangular(factor, identity, upper=False)
-
-
-def log_marginal_likelihood(kernel: Kernel, inputs: Tensor, values: Tensor) -> Tensor:
-    """log p(g | s) ``[G]`` for ``inputs [G, t, d]`` and standardised ``values [G, t, 1]``."""
-    factor = torch.linalg.cholesky(_with_noise(kernel.forward(inputs, inputs)))  # [G, t, t]
-    half = torch.linalg.solve_triangular(factor, values, upper=False)  # [G, t, 1]
-    log_determinant = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
-    return -0.5 * (half.square().sum(dim=(1, 2)) + log_determinant + values.shape[1] * math.log(2 * math.pi))
+    def _each(self, processes: Tensor) -> Tensor:
+        """``[G, …]`` for each rival ``[G·R, …]``."""
+        return processes.repeat_interleave(self.rivals, dim=0)
 
 
 def expected_improvement(mean: Tensor, deviation: Tensor, best: Tensor) -> Tensor:
@@ -198,10 +193,6 @@ def expected_improvement(mean: Tensor, deviation: Tensor, best: Tensor) -> Tenso
     u = (mean - best) / deviation
     density = torch.exp(-0.5 * u.square()) / math.sqrt(2 * math.pi)
     return deviation * (density + u * torch.special.ndtr(u))
-
-
-def _with_noise(covariance: Tensor) -> Tensor:
-    return covariance + NOISE * torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
 
 
 def _propose(process: Process, box: Box, best: Tensor, draws: Tensor, anywhere: int) -> Tensor:
@@ -212,9 +203,7 @@ def _propose(process: Process, box: Box, best: Tensor, draws: Tensor, anywhere: 
     """
     scale = 0.3 * 10 ** (-2 * draws[anywhere:, 3:])
     steps = torch.special.ndtri(draws[anywhere:, :3].clamp(1e-6, 1 - 1e-6)) * scale  # [near, 3]
-    local = best.unsqueeze(1) + steps  # [G, near, 3]
-    around = local[..., 2:] % 1 if box.spans_circle else local[..., 2:].clamp(0, 1)
-    local = torch.cat([local[..., :2].clamp(0, 1), around], dim=-1)
+    local = box.inside(best.unsqueeze(1) + steps)  # [G, near, 3]
     unit = torch.cat([draws[:anywhere, :3].expand(len(best), -1, -1), local], dim=1)  # [G, C, 3]
     mean, deviation = process.posterior(features(unit, box))
     improvement = expected_improvement(mean, deviation, process.standardised().amax(dim=1))  # [G, C]

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hpatlib import hybrid
+from hpatlib import spatial as spatial_module
 from hpatlib import stbo as stbo_module
 from hpatlib.attacks import bim, fgsm, gradient, gradient_step, mifgsm, pgd, random_restarts
 from hpatlib.explain import attention, curvature, landscape, sharpness
@@ -420,7 +421,8 @@ def test_the_growing_inverse_stays_exact_where_queries_crowd(model, images, labe
 
     monkeypatch.setattr(stbo_module, "Process", Kept)
     stbo(model, images[:2], labels[:2], Box(1, 5), evaluations=120, generator=torch.Generator().manual_seed(0))
-    covariance = kept[0].kernel.forward(kept[0].inputs, kept[0].inputs) + NOISE * torch.eye(120).double()
+    inputs = kept[0].inputs.repeat_interleave(kept[0].rivals, dim=0)
+    covariance = kept[0].kernel.forward(inputs, inputs) + NOISE * torch.eye(120).double()
     residual = kept[0].inverse @ covariance @ kept[0].inverse.mT - torch.eye(120).double()
     assert residual.abs().max() < 1e-6
 
@@ -447,8 +449,9 @@ class Device(TorchDispatchMode):
 @pytest.fixture
 def traffic(model, images, labels, monkeypatch):
     """Copies and comparisons of a search of ``evaluations`` queries on the meta device."""
-    for check in ("check_images", "check_logits", "check_losses"):  # before and after the loop: they may read
-        monkeypatch.setattr(stbo_module, check, lambda *_: None)
+    monkeypatch.setattr(stbo_module, "check_images", lambda *_: None)  # before and after the loop: they may read
+    for check in ("check_logits", "check_losses"):
+        monkeypatch.setattr(spatial_module, check, lambda *_: None)
 
     inputs = model.to("meta"), images.to("meta"), labels.to("meta")
 

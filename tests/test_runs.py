@@ -351,7 +351,7 @@ CURVES = {  # part of BEHAVIOUR to raise, run, loss of each epoch
     ),
     "pgd": ("attacks", replace(OWN, adversary=PGD), [1.25078, 0.799651]),
     "static": ("attacks", replace(OWN, static_eps=8 / 255), [0.79851, 0.540642]),
-    "hybrid": ("stbo", replace(OWN, adversary=HYBRID), [1.41176, 0.989996]),
+    "hybrid": ("stbo", replace(OWN, adversary=HYBRID), [1.4173, 0.989646]),
     "mixbn": ("mixbn", replace(OWN, adversary=PGD, mixbn=True), [1.24887, 0.793895]),
     "assimilated": ("assimilation", replace(OWN, front="assimilated", objective=Objective(0.5)), [0.38366, 0.287074]),
 }
@@ -383,12 +383,12 @@ ATTACKS = {  # part of BEHAVIOUR to raise, attack, what ``seen`` says of what it
     "stbo": (
         "stbo",
         partial(stbo, box=Box(4, 180), evaluations=16),
-        [-0.0249851, 0.0994615, 0.119982, 0.166227, -3.96655],
+        [-0.0258408, 0.10277, 0.131581, 0.173122, -3.32998],
     ),
     "narrow stbo": (
         "stbo",
         partial(stbo, box=Box(0, 20), evaluations=16, initial=4),
-        [0.100656, 0.0994615, 0.0813625, 0.124696, 0.680601],
+        [0.100675, 0.0994615, 0.0813906, 0.124768, 0.702291],
     ),
 }
 

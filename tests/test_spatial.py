@@ -14,7 +14,18 @@ from scipy.stats import qmc
 from torch.nn import functional as F
 
 from hpatlib import hybrid
-from hpatlib.spatial import Box, grid_search, random_search, sobol_points, transform
+from hpatlib.spatial import (
+    Box,
+    Search,
+    direct_search,
+    gradient_ascent,
+    grid_search,
+    local_search,
+    log_odds,
+    random_search,
+    sobol_points,
+    transform,
+)
 from hpatlib.stbo import stbo
 
 close = {"atol": 1e-5, "rtol": 0}
@@ -118,6 +129,19 @@ def test_the_default_grid_is_engstroms_775_points_and_holds_the_untouched_image(
     torch.testing.assert_close(one.images, images, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("count", [1, 4, 31])
+def test_a_grid_round_the_circle_asks_no_picture_twice(count, images, labels, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        Search, "_answers", lambda self, unit: asked.append(self.box.place(unit)[0]) or torch.ones(6, 3)
+    )
+    grid_search(torch.nn.Flatten(), images, labels, Box(2, 180), counts=(1, 1, count))
+    angles = torch.stack(asked)[:, 2]
+    apart = (angles.unsqueeze(1) - angles + 180) % 360 - 180  # [Q, Q] on the circle
+    assert len(angles) == count and angles.abs().min() < 1e-4  # not turning at all is among them
+    assert (apart.abs() + 360 * torch.eye(count)).min().item() == pytest.approx(360 / count, rel=1e-3)
+
+
 SEARCHES = {
     "grid": lambda *args, **options: grid_search(*args, **options, counts=(2, 2, 5)),
     "random": lambda *args, **options: random_search(
@@ -126,8 +150,19 @@ SEARCHES = {
     "sobol": lambda *args, **options: random_search(
         *args, **options, evaluations=20, sobol=True, generator=torch.Generator().manual_seed(0)
     ),
+    "local": lambda *args, **options: local_search(
+        *args, **options, evaluations=20, generator=torch.Generator().manual_seed(0)
+    ),
+    "gradient": lambda *args, **options: gradient_ascent(
+        *args, **options, evaluations=20, starts=2, steps=2, generator=torch.Generator().manual_seed(0)
+    ),
+    "direct": lambda *args, **options: direct_search(*args, **options, evaluations=20),
     "stbo": lambda *args, **options: stbo(*args, **options, evaluations=20, generator=torch.Generator().manual_seed(0)),
+    "polished stbo": lambda *args, **options: stbo(
+        *args, **options, evaluations=20, polish=2, generator=torch.Generator().manual_seed(0)
+    ),
 }
+BLIND = ("grid", "random", "sobol", "local")  # see no more of a loss than its order
 every = pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES.keys())
 
 
@@ -192,8 +227,9 @@ def test_searches_may_look_for_another_loss(search, model, images, labels):
     torch.testing.assert_close(found.loss, margin(model(found.images), labels).detach())
     assert torch.equal(found.s, own.s) and torch.equal(found.history, own.history)
     assert not torch.equal(found.history, default.history)
-    same = searched(loss=partial(F.cross_entropy, reduction="none"))
-    assert torch.equal(same.s, default.s) and torch.equal(same.history, default.history)
+    if search in [SEARCHES[name] for name in BLIND]:
+        same = searched(loss=partial(F.cross_entropy, reduction="none"))
+        assert torch.equal(same.s, default.s) and torch.equal(same.history, default.history)
 
 
 def test_shapes_and_counts_without_meaning_are_refused(model, images, labels):
@@ -206,6 +242,92 @@ def test_shapes_and_counts_without_meaning_are_refused(model, images, labels):
     for evaluations in (0, 2.5):
         with pytest.raises(ValueError, match=f"found {evaluations}"):
             random_search(model, images, labels, Box(2, 30), evaluations=evaluations)
+
+
+def test_log_odds_are_the_losses_order_without_their_floor():
+    logits = 3 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.arange(200) % 4
+    found = log_odds(logits, labels)
+    wrong = 1 - logits.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(found, wrong.logit())
+    torch.testing.assert_close(F.softplus(found), F.cross_entropy(logits, labels, reduction="none"))
+    sure = torch.tensor([[200.0, 0.0], [210.0, 0.0]])
+    assert F.cross_entropy(sure, torch.tensor([0, 0])).item() == 0
+    assert log_odds(sure, torch.tensor([0, 0])).tolist() == [-200, -210]
+
+
+class Sure(torch.nn.Module):
+    """Its cross-entropy is 0 in floating point everywhere, and still one place is the worst: the brightest row up."""
+
+    def forward(self, images):
+        ramp = torch.linspace(1, 0, images.shape[2]).view(1, 1, -1, 1)
+        return torch.stack([300 - (images * ramp).mean(dim=(1, 2, 3)), images.new_zeros(len(images))], dim=1)
+
+
+@pytest.mark.parametrize("name", ["random", "local", "gradient", "direct", "stbo"])
+def test_searches_go_on_where_the_cross_entropy_is_zero(name):
+    images = torch.zeros(4, 1, 16, 16)
+    images[..., 6:10, 6:10] = 1
+    found = SEARCHES[name](Sure(), images, torch.zeros(4).long(), Box(4, 0))
+    assert (found.loss == 0).all() and (found.s[:, 1] < -2).all()  # moved up
+
+
+def test_local_search_and_ascent_climb_further_than_they_started(model, images, labels):
+    draws = [torch.Generator().manual_seed(0) for _ in range(3)]
+    first = random_search(model, images, labels, Box(4, 60), evaluations=40, sobol=True, generator=draws[0])
+    local = local_search(model, images, labels, Box(4, 60), evaluations=80, generator=draws[1])
+    torch.testing.assert_close(local.history[:, :40], first.history)
+    assert (local.loss > first.loss + 1e-4).float().mean() > 0.6
+    climbed = gradient_ascent(model, images, labels, Box(4, 60), evaluations=100, generator=draws[2])
+    torch.testing.assert_close(climbed.history[:, :40], first.history)
+    assert (climbed.loss > first.loss + 1e-4).any()
+    steps = climbed.history[:, 39:].diff(dim=1).reshape(6, 20, 3)
+    assert (steps[..., :2] == 0).all() and (steps[..., 2] > 0).any()  # a gradient is paid for before it tells anything
+
+
+def test_ascent_reaches_the_end_of_a_slope():
+    images = torch.zeros(4, 1, 16, 16)
+    images[..., 6:10, 6:10] = 1
+    for method, reached in ((gradient_ascent, -4), (partial(random_search, evaluations=100, sobol=True), None)):
+        draws = torch.Generator().manual_seed(0)
+        found = method(Sure(), images, torch.zeros(4).long(), Box(4, 0), generator=draws).s[:, 1]
+        assert (found == reached).all() if reached else (found > -4).all()
+
+
+def test_a_slope_is_the_difference_quotient(model, images, labels):
+    model, images = model.double(), images.double()
+    search = Search(model, images, labels, Box(2, 30), "cross-entropy")
+    unit, h = torch.rand(6, 3, generator=torch.Generator().manual_seed(0)).double(), 1e-6
+    found = search.slope(unit)
+    for axis, step in enumerate(h * torch.eye(3).double()):
+        low, high = search.ask(torch.stack([unit - step, unit + step]))
+        torch.testing.assert_close(found[:, axis], ((high - low) / (2 * h)).detach(), rtol=1e-3, atol=1e-4)
+    assert len(search.history) == 3 + 6
+
+
+def test_direct_search_equals_scipys_on_each_image(model, images, labels):
+    from scipy.optimize import direct
+
+    box = Box(3, 40)
+    found = direct_search(model, images[:2], labels[:2], box, evaluations=50)
+    for n in range(2):
+
+        def descended(unit, n=n):
+            s = box.place(torch.from_numpy(unit).float().view(1, 3))
+            return -log_odds(model(transform(images[n : n + 1], s)), labels[n : n + 1]).item()
+
+        expected = direct(descended, [(0, 1)] * 3, maxfun=50, vol_tol=0, len_tol=0)
+        assert (
+            found.loss[n].item() <= F.softplus(torch.tensor(-expected.fun)).item() + 1e-5
+        )  # SciPy's may ask a few more
+        assert found.loss[n].item() > 0.98 * F.softplus(torch.tensor(-expected.fun)).item()
+
+
+def test_a_budget_too_small_for_its_gradients_is_refused(model, images, labels):
+    with pytest.raises(ValueError, match="at least 64, found 63"):
+        gradient_ascent(model, images, labels, Box(2, 30), evaluations=63)
+    with pytest.raises(ValueError, match=r"starts.*found 0"):
+        gradient_ascent(model, images, labels, Box(2, 30), starts=0)
 
 
 def test_sobol_points_spread_more_evenly_than_random_ones():

@@ -10,21 +10,20 @@ from botorch.acquisition import ExpectedImprovement
 from botorch.models import SingleTaskGP
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import MaternKernel
-from gpytorch.likelihoods import GaussianLikelihood
-from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpatlib.spatial import Box, random_search
 from hpatlib.stbo import (
+    ANGLES,
     LENGTHSCALE,
     NOISE,
+    SHIFTS,
     Process,
     expected_improvement,
     features,
     kernel,
-    log_marginal_likelihood,
     stbo,
 )
 
@@ -36,14 +35,16 @@ def test_the_interpretations_name_the_constants():
     entry = page.split("(h22)=")[1].split("\n(h")[0]
     defaults = {name: p.default for name, p in inspect.signature(stbo).parameters.items()}
     anywhere, near = defaults["candidates"]
-    assert f"length-scale of {LENGTHSCALE}." in entry and defaults["initial"] == 10 and "first ten queries" in entry
+    shifts, angles = (", ".join(map(str, scales[:-1])) + f" or {scales[-1]}" for scales in (SHIFTS, ANGLES))
+    assert f"{shifts} of the box for shifts and {angles} for the angle" in entry and defaults["refit_every"] == 1
+    assert defaults["initial"] == 10 and "first ten queries" in entry
     assert f"{anywhere + near} candidates, {anywhere} anywhere and {near} near" in entry
 
 
-def observed(box: Box, t: int, groups: int = 3) -> tuple[Process, torch.Tensor, torch.Tensor]:
+def observed(box: Box, t: int, groups: int = 3, *, refit: bool = False) -> tuple[Process, torch.Tensor, torch.Tensor]:
     """A process after t queries of a smooth function, its inputs [G, t, d] and raw values [G, t]."""
     generator = torch.Generator().manual_seed(t)
-    process = Process(kernel(box, groups), groups, t)
+    process = Process(kernel(box, groups, refit=refit), groups, t)
     points = features(torch.rand(groups, t, 3, generator=generator), box)
     values = points.sum(dim=-1).mul(7).sin() + torch.arange(groups).unsqueeze(1)
     for n in range(t):
@@ -101,30 +102,40 @@ def test_expected_improvement_equals_its_definition():
     assert (expected_improvement(grid, torch.full_like(grid, 1e-3), grid.new_zeros(())) >= 0).all()
 
 
-def test_the_marginal_likelihood_equals_gpytorchs():
-    process, points, _ = observed(BOXES[0], 12)
-    values = process.standardised()
-    found = log_marginal_likelihood(process.kernel, points, values)
-    likelihood = GaussianLikelihood().double()
-    likelihood.noise_covar.register_constraint("raw_noise", type(likelihood.noise_covar.raw_noise_constraint)(0))
-    likelihood.noise = NOISE
+@pytest.mark.parametrize("box", BOXES, ids=["±30°", "±180°"])
+def test_the_marginal_likelihood_of_every_rival_equals_gpytorchs(box):
+    process, points, _ = observed(box, 12, refit=True)
+    values, found = process.standardised(), process.log_marginal_likelihood()
+    assert found.shape == (3, len(SHIFTS) * len(ANGLES))
     for n in range(3):
-        twin = botorch_twin(points[n], values[n, :, 0])
-        prior = MultivariateNormal(torch.zeros(12).double(), twin.covar_module(points[n]))
-        objective = ExactMarginalLogLikelihood(likelihood, twin)
-        objective.model.named_priors = lambda: []  # the value itself, without BoTorch's priors
-        expected = objective.likelihood(prior).log_prob(values[n, :, 0])
-        torch.testing.assert_close(found[n], expected.detach(), atol=1e-5, rtol=0)
+        for rival, (shift, angle) in enumerate((shift, angle) for shift in SHIFTS for angle in ANGLES):
+            twin = MaternKernel(nu=2.5, ard_num_dims=points.shape[-1]).double()
+            twin.lengthscale = torch.tensor([shift, shift, *[angle] * (points.shape[-1] - 2)])
+            covariance = twin(points[n]).to_dense() + NOISE * torch.eye(12)
+            expected = MultivariateNormal(torch.zeros(12).double(), covariance).log_prob(values[n, :, 0])
+            torch.testing.assert_close(found[n, rival], expected.detach(), atol=1e-5, rtol=0)
 
 
-def test_refitting_raises_the_marginal_likelihood_and_keeps_the_posterior_exact():
-    process, points, _ = observed(BOXES[1], 40)
-    before = log_marginal_likelihood(process.kernel, points, process.standardised())
-    process.refit()
-    after = log_marginal_likelihood(process.kernel, points, process.standardised())
-    assert (after > before).all()
-    mean, _ = process.posterior(points)
-    torch.testing.assert_close(mean, process.standardised().squeeze(-1), atol=0.05, rtol=0)
+def test_each_process_takes_its_own_likeliest_length_scales_and_stays_exact():
+    """Two processes see functions of short and long waves: the posterior of each is that of a lone process."""
+    box, t = Box(3, 30), 40
+    units = torch.rand(t, 3, generator=torch.Generator().manual_seed(0)).double()
+    waves = torch.stack([(units[:, 2] * 60).sin(), (units[:, 2] * 4).sin()], dim=1)  # [t, 2]
+    process = Process(kernel(box, 2), 2, t)
+    for unit, value in zip(units, waves, strict=True):
+        process.add(features(unit.expand(2, 3), box), value)
+    process.choose()
+    scales = process.kernel.lengthscale[process.chosen, 0]
+    assert scales[:, 2].tolist() == pytest.approx([min(ANGLES), max(ANGLES)])
+    where = features(torch.rand(2, 30, 3, generator=torch.Generator().manual_seed(1)), box)
+    mean, deviation = process.posterior(where)
+    for n in range(2):
+        twin = botorch_twin(process.inputs[n], waves[:, n])
+        twin.covar_module.lengthscale = scales[n]
+        with torch.no_grad():
+            expected = twin.posterior(where[n])
+        torch.testing.assert_close(mean[n], expected.mean.squeeze(-1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(deviation[n].square(), expected.variance.squeeze(-1), atol=1e-5, rtol=0)
 
 
 def test_a_full_turn_is_one_place_and_a_side_of_length_zero_is_none():
@@ -188,9 +199,13 @@ def test_one_transform_for_the_batch_is_the_worst_on_average(model, images, labe
     assert alone.loss.mean() >= found.loss.mean() - 1e-3
 
 
-def test_refits_run_in_the_search(model, images, labels):
-    found = stbo(model, images, labels, Box(3, 30), evaluations=24, refit_every=8)
-    assert found.loss.isfinite().all()
+def test_a_polish_is_paid_for_and_never_loses(model, images, labels):
+    draws = [torch.Generator().manual_seed(0) for _ in range(2)]
+    plain = stbo(model, images, labels, Box(3, 30), evaluations=20, generator=draws[0])
+    polished = stbo(model, images, labels, Box(3, 30), evaluations=32, polish=4, generator=draws[1])
+    assert polished.history.shape == (6, 32) and (polished.loss >= plain.loss - 1e-6).all()
+    torch.testing.assert_close(polished.history[:, :20], plain.history)
+    assert (polished.loss > plain.loss + 1e-5).any()
 
 
 class Transfers(TorchDispatchMode):
@@ -232,6 +247,8 @@ def test_a_margin_makes_no_host_wait_either(model, images, labels):
         ({"initial": 0}, "initial must"),
         ({"candidates": (0, 0)}, r"found \(0, 0\)"),
         ({"refit_every": 0}, "refit_every"),
+        ({"polish": -1}, "polish must"),
+        ({"polish": 34}, "found 34 steps and 100 evaluations"),
         ({"scope": "dataset"}, "found 'dataset'"),
         ({"loss": "hinge"}, "found 'hinge'"),
     ],
