@@ -12,19 +12,24 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from hpatlib import claims, records
 from hpatlib._model import device_of, held_still
 from hpatlib.data import ImageSet
 from hpatlib.documents.profiles import Chosen
+from hpatlib.frozen import frozen
 from hpatlib.hybrid import Environment, perturb
 from hpatlib.records import Header, Images, Model, Record
 from hpatlib.runs import Trained, default_device, environment
+from hpatlib.spatial import gradient_ascent
 from hpatlib.stbo import stbo
+from hpatlib.worst_case import worst_case
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 BATCH = 64
+SUITE = partial(worst_case, iterations=20, restarts=1, queries=100)  # the worst case's pixel part: what a CPU affords
 
 
 @torch.no_grad()
@@ -70,15 +75,23 @@ def named(images: ImageSet) -> dict[str, np.ndarray]:
 
 
 def attacked(
-    model: nn.Module, images: ImageSet, attacks: Mapping[str, Attack | None], *, batch_size: int = BATCH
+    model: nn.Module,
+    images: ImageSet,
+    attacks: Mapping[str, Attack | None],
+    *,
+    asked: nn.Module | None = None,
+    batch_size: int = BATCH,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The model's answers ``[N, classes]`` under each attack by name (None: the images as they are)."""
-    device = device_of(model)
+    """The model's answers ``[N, classes]`` under each attack by name (None: the images as they are).
+
+    ``asked``: the network that attacks ask, such as ``frozen(model)`` (None: the model); answers are the model's own.
+    """
+    device, asked = device_of(model), model if asked is None else asked
     parts: dict[str, list[Tensor]] = {name: [] for name in attacks}
     with tqdm(total=len(images) * len(attacks), desc="attack", unit="image", leave=False) as bar:
         for x, labels in images.batches(batch_size, device=device):
             for name, attack in attacks.items():
-                parts[name].append(logits(model, x if attack is None else attack(model, x, labels)).cpu())
+                parts[name].append(logits(model, x if attack is None else attack(asked, x, labels)).cpu())
                 bar.update(len(x))
     return ((name, torch.cat(each)) for name, each in parts.items())
 
@@ -97,38 +110,85 @@ def environments(
 
     ``"fixed"`` takes the environment's transform, ``"searched"`` the worst one that STBO finds in its box with
     ``searches`` queries an image; both after PGD at its ε. Where there is nothing to turn or shift, both are PGD alone.
-    A pixel attack is made once for all environments and readings that share it.
+    ``"worst"`` is the hardest of four for each image: that search, another of its kind, one by gradients, each with
+    ``searches`` units, and the pixel part alone by `worst_case`.
+
+    A pixel attack is made once for all environments and readings that share it. Attacks ask a frozen copy of the model;
+    what they return is judged by the model itself.
     """
-    if unknown := set(readings) - {"fixed", "searched"}:
-        raise ValueError(f"unknown reading {unknown.pop()!r}: choose fixed or searched")
-    device = device_of(model)
+    if unknown := set(readings) - {"fixed", "searched", "worst"}:
+        raise ValueError(f"unknown reading {unknown.pop()!r}: choose fixed, searched or worst")
+    device, quick = device_of(model), frozen(model)
     answers: dict[tuple[str, str], list[Tensor]] = {(p.name, r): [] for p in places for r in readings}
     with tqdm(total=len(data) * len(answers), desc="environments", unit="image", leave=False) as bar:
         for number, (images, labels) in enumerate(data.batches(batch_size, device=device)):
             attacked_images: dict[tuple, Tensor] = {}
 
-            def draws(number: int = number) -> torch.Generator:
+            def draws(number: int = number, again: int = 0) -> torch.Generator:
                 # Anew for each attack: an environment's result must not hang on which others are asked for.
-                return torch.Generator().manual_seed(1_000_003 * seed + number)
+                return torch.Generator().manual_seed(1_000_003 * seed + number + 500_000 * again)
 
             for place in places:
-                asked = (place.eps, place.step, place.iterations)
-                if asked not in attacked_images:
+                pixels = (place.eps, place.step, place.iterations)
+                if pixels not in attacked_images:
                     pixel = partial(place.pixel, generator=draws()) if place.pixel else None
-                    attacked_images[asked] = perturb(model, images, labels, pixel=pixel)
+                    attacked_images[pixels] = perturb(quick, images, labels, pixel=pixel)
+                noisy = attacked_images[pixels]
                 for reading in readings:
-                    spatial = place.fixed
-                    if reading == "searched" and spatial is not None:
-                        spatial = partial(stbo, box=place.box, evaluations=searches, generator=draws())
-                    shown = perturb(model, attacked_images[asked], labels, spatial=spatial)
-                    answers[place.name, reading].append(logits(model, shown).cpu())
+                    if reading == "fixed":
+                        tried = [perturb(quick, noisy, labels, spatial=place.fixed)]
+                    else:
+                        tried = [noisy]
+                        if place.fixed is not None:
+                            seeds = (0, 1) if reading == "worst" else (0,)
+                            search = partial(stbo, quick, noisy, labels, place.box, evaluations=searches)
+                            tried = [search(generator=draws(again=k)).images for k in seeds]
+                        if reading == "worst":
+                            tried += _harder(quick, images, noisy, labels, place, searches, draws(again=2))
+                    found = [logits(model, shown, batch_size=batch_size) for shown in tried]
+                    answers[place.name, reading].append(hardest(found, labels).cpu())
                     bar.update(len(images))
     return {key: torch.cat(parts) for key, parts in answers.items()}
 
 
+def _harder(
+    model: nn.Module,
+    images: Tensor,
+    noisy: Tensor,
+    labels: Tensor,
+    place: Environment,
+    searches: int,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """What else the worst case tries: gradients through the transform, and the suite of pixel attacks."""
+    tried = []
+    if place.fixed is not None:
+        # Where the usual 4 · 5 gradients of three units do not fit into the budget, one start has half of it.
+        few = {} if searches >= 64 else {"starts": 1, "steps": max(1, searches // 6)}
+        ascent = partial(gradient_ascent, model, noisy, labels, place.box, generator=generator)
+        tried.append(ascent(evaluations=max(4, searches), **few).images)
+    if place.eps:
+        tried.append(SUITE(model, images, labels, eps=place.eps, generator=generator).images)
+    return tried
+
+
+def hardest(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Of several answers ``[B, classes]`` to each image, the one that speaks least for its label: ``[B, classes]``."""
+    stacked = torch.stack(list(answers))  # [K, B, classes]
+    own = F.one_hot(labels, stacked.shape[-1]).bool()
+    margin = stacked.masked_fill(~own, 0).sum(dim=-1) - stacked.masked_fill(own, -math.inf).amax(dim=-1)  # [K, B]
+    least = margin.argmin(dim=0)
+    return stacked[least, torch.arange(len(labels), device=labels.device)]
+
+
 def sample(data: ImageSet, count: int) -> ImageSet:
     """At most ``count`` images, evenly spaced through the set, so that classes and patients keep their shares."""
-    return data.subset(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int))
+    return data.subset(spaced(len(data), count))
+
+
+def spaced(length: int, count: int) -> np.ndarray:
+    """At most ``count`` whole numbers, evenly spaced from 0 to ``length`` − 1."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int)
 
 
 class Study:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from hpatlib import documents
-from hpatlib.documents.hpat.quantities import CLEAN
-from hpatlib.outcomes import Cells
+from hpatlib.documents.hpat import quantities
+from hpatlib.documents.hpat.quantities import CLEAN, LEAST, PEERS, PIXEL, SPATIAL, STBO
+from hpatlib.outcomes import Cells, Outcomes
 from hpatlib.plots import base, charts
 from hpatlib.plots.base import STYLE, Figure, Table
 from hpatlib.plots.charts import Style
@@ -21,7 +24,12 @@ if TYPE_CHECKING:
 # Colours that colour-blind readers can tell apart (Okabe and Ito), one a method in every chapter.
 METHODS = {
     "STBO": Style("STBO", "#0072B2"),
+    STBO[1]: Style(STBO[1], "#0072B2", "o", "--"),
+    STBO[2]: Style(STBO[2], "#0072B2", "o", ":"),
     "STM": Style("STM (grids)", "#D55E00", "s"),
+    "DIRECT": Style("DIRECT", "#E69F00"),
+    "local": Style("Sobol, then local", "#882255"),
+    "gradient": Style("gradients", "#56B4E9"),
     "Sobol": Style("Sobol", "#009E73"),
     "random": Style("random", "#CC79A7"),
 }
@@ -32,6 +40,7 @@ BRANCHES = {
     "clean": Style("MixBN, clean branch", "#D55E00", "s"),
     "adv": Style("MixBN, adversarial branch", "#009E73", "D"),
 }
+PLACES = {"H0": "clean", "H6": "hybrid (H6)"}
 PREVALENCE = (
     "The document's numbers fit about two malignant cells to one healthy, on which binary precision and F1 depend; the "
     "subset of C-NMC and the phantoms have one to one."
@@ -92,6 +101,22 @@ def flip_rates(record: Record) -> Figure:
         )
 
 
+def least_noise(record: Record) -> Table:
+    """The least noise that changes a correct answer, everywhere and in the cell alone, and their ratio."""
+    doublings = record.outcomes.mean("doublings")
+    inside, outside = doublings[f"{LEAST}, in the cell"], doublings[LEAST]
+    named = {"on the whole picture": outside, "in the cell alone": inside, "ratio": inside - outside}
+    rows = []
+    for name, estimate in named.items():
+        value, low, high = (2**each for each in (estimate.value, *estimate.interval()))
+        rows.append({"noise": name, "geometric mean, in 1/255": f"{value:.3g} [{low:.3g}, {high:.3g}]"})
+    return Table(
+        pd.DataFrame(rows),
+        "The least noise that PGD needs to change a correct answer, image by image, with 95 % intervals; the ratio has "
+        f"no unit. {base.label(record)}.",
+    )
+
+
 def _stacked(cells: dict[str, Cells], kind: str) -> pd.DataFrame:
     """The tables of several measures in one, told apart by ``measure``."""
     frames = [getattr(each, kind)().assign(measure=name) for name, each in cells.items()]
@@ -126,6 +151,53 @@ def classification(records: list[Record]) -> Table:
         "Classification of clean images, in percent. The document prints one value and no average; ours have 95 % "
         f"intervals over trainings and images. {PREVALENCE} {_labels(records)}.",
     )
+
+
+def subjects(record: Record) -> Table:
+    """Clean accuracy by the healthy subject that is held out, who is nearly the whole negative class of a test."""
+    o = record.outcomes.where(environment="H0")
+    o = o.where(split="patient") if "split" in o.conditions else o
+    o = o.where(branch="shared") if "branch" in o.conditions else o
+    o = o.where(reading="clean") if "reading" in o.conditions else o
+    by = o.conditions[0]
+    held = held_out(o)
+    told = replace(o, rows=o.rows.assign(subject=o.rows["model"].map(held)), conditions=("subject", by))
+    rows = []
+    for subject in sorted(set(held.values())):
+        for name in told.values(by):
+            one = told.where(**{"subject": subject, by: name})
+            malignant = one.rows["label"] == 1
+            seeds = sorted({int(one.seeds[m] or 0) for m in one.rows["model"].unique()})
+            row = {"healthy test subject": subject, by: base.network(name), "seeds": ", ".join(map(str, seeds))}
+            row |= {"malignant, healthy cells": f"{_cells(one, malignant)}, {_cells(one, ~malignant)}"}
+            row |= {"accuracy, %": f"{100 * one.accuracy[()].value:.1f}", "AUC": f"{one.auc[()].value:.3f}"}
+            row |= {
+                "of malignant": f"{100 * one.recall()[()].value:.1f}",
+                "of healthy": f"{100 * _of_healthy(one):.1f}",
+            }
+            rows.append(row)
+    return Table(
+        pd.DataFrame(rows),
+        "Who decides: clean test images by the healthy subject that is held out, and the share of each class that is "
+        f"answered right, mean over the seeds. {base.label(record)}.",
+    )
+
+
+def held_out(o: Outcomes) -> dict[int, str]:
+    """The healthy subject with the most test images of each model, by the model's number."""
+    rows = o.rows[o.rows["label"] == 0]
+    counted = rows.groupby(["model", "group"], observed=True).size().reset_index(name="cells")
+    most = counted.sort_values(["model", "cells"], ascending=[True, False]).drop_duplicates("model")
+    return {int(m): str(group).rpartition("/")[2] for m, group in zip(most["model"], most["group"], strict=True)}
+
+
+def _of_healthy(o: Outcomes) -> float:
+    rows = o.rows[o.rows["label"] == 0]
+    return float((rows["prediction"] == 0).groupby(rows["model"]).mean().mean())
+
+
+def _cells(o: Outcomes, which: pd.Series) -> int:
+    return int(o.rows[which].groupby("model").size().mean().round())
 
 
 def _percent(cells: Cells, *key: str) -> str:
@@ -173,9 +245,59 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
         )
 
 
+def h6(record: Record) -> Table:
+    """Figure 4's trainings in H0 and H6 in every reading, the fixed one also with thresholds set on training images."""
+    o = record.outcomes.where(split="patient")
+    fair = recalibrated(record).accuracy
+    rows = []
+    for name in o.values("training"):
+        row = {"training": name, "H0": _percent(o.accuracy, name, "H0")}
+        row |= {"H0, own threshold": _percent(fair, name, "H0")}
+        row |= {"H6, fixed": _percent(o.accuracy, name, "H6", "fixed")}
+        row |= {"H6, fixed, own threshold": _percent(fair, name, "H6")}
+        row |= {f"H6, {reading}": _percent(o.accuracy, name, "H6", reading) for reading in ("searched", "worst")}
+        rows.append(row)
+    return Table(
+        pd.DataFrame(rows),
+        "Accuracy in percent. Own threshold: the margin that tells the classes of training images apart best, set in "
+        "the same environment. Worst: the hardest of two searches, a search by gradients and a suite of pixel attacks, "
+        f"for a sample. {base.label(record)}.",
+    )
+
+
+def recalibrated(record: Record) -> Outcomes:
+    """Figure 4's outcomes in H0 and fixed H6, answered with each model's own threshold."""
+    o, cuts = record.outcomes.where(split="patient"), record.table("thresholds")
+    rows = o.rows[o.rows["reading"].isin(("clean", "fixed")) & o.rows["environment"].isin(("H0", "H6"))]
+    seeds = rows["model"].map(dict(enumerate(o.seeds)))
+    key = pd.MultiIndex.from_arrays([rows["training"].astype(str), seeds, rows["environment"].astype(str)])
+    cut = cuts.set_index(["training", "seed", "environment"])["threshold"].reindex(key).to_numpy(float)
+    answered = (rows["margin"].to_numpy(float) >= cut).astype("int8")
+    return replace(o, rows=rows.assign(prediction=answered))
+
+
+def nearest_to_figure_4(record: Record) -> Table:
+    """The printed 84.5 → 48.3 beside each reading: how far off both numbers are, on average."""
+    accuracy, printed = record.outcomes.accuracy, documents.published("hpat")
+    wanted = [float(printed[name]["value"]) for name in ("accuracy_h0", "accuracy_h6")]
+    rows = []
+    for split in record.outcomes.values("split"):
+        for reading, title in READINGS.items():
+            found = [accuracy[split, "Standard", "H0"].value, accuracy[split, "Standard", "H6", reading].value]
+            off = float(np.abs(np.subtract(found, wanted)).mean())
+            row = {"split by": split, "H6 read as": title, "H0": f"{100 * found[0]:.1f}", "H6": f"{100 * found[1]:.1f}"}
+            rows.append(row | {"mean distance, points": f"{100 * off:.1f}"})
+    rows.append({"split by": "the document", "H6 read as": "not said", "H0": "84.5", "H6": "48.3"})
+    return Table(
+        pd.DataFrame(rows).fillna("–"),
+        "Which reading comes nearest to the numbers in the text: accuracy of standard training, in percent. "
+        f"{base.label(record)}.",
+    )
+
+
 def heat(record: Record) -> Figure:
     """Figure 5: ROI over ε × rotation, a column a training, a row a reading."""
-    table = record.outcomes.where(split="patient").invariance(environment="0/255, 0°").table()
+    table = record.outcomes.invariance(environment=quantities.STILL).table()
     cells = table["environment"].str.extract(r"(?P<eps>\d+)/255, (?P<rotation>\d+)°").astype(float)
     table = table.assign(eps=cells["eps"], rotation=cells["rotation"])
     names = list(dict.fromkeys(table["training"]))
@@ -210,10 +332,11 @@ def searches(record: Record) -> Figure:
     o = record.outcomes
     measures = {"mean worst loss, nats": o.mean("loss"), "ROI (eq. 15)": _steadiness(record)}
     with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(2, len(BOXES), figsize=(7.2, 4.8), sharex=True, squeeze=False)
+        canvas, axes = plt.subplots(2, len(BOXES), figsize=(7.2, 5.2), sharex=True, squeeze=False)
         told = []
         for row, (measure, cells) in enumerate(measures.items()):
-            table = cells.table().astype({"queries": int})
+            table = cells.table()
+            table = table[table["method"] != "any"].astype({"queries": int})
             for column, (box, title) in enumerate(BOXES.items()):
                 axis, shown = axes[row][column], table[table["box"] == box]
                 curves = {name: look for name, look in METHODS.items() if name != "STM"}
@@ -233,10 +356,11 @@ def searches(record: Record) -> Figure:
             axes[row][0].set_ylabel(measure)
         axes[1][0].set_ylim(-0.03, 1.03)
         axes[1][1].set_ylim(-0.03, 1.03)
-        axes[0][0].legend(loc="upper left")
+        charts.legend(canvas, axes[0][0], 4)
         return base.finish(
             canvas,
-            "Mean worst loss and ROI against queries; bands and bars are 95 % intervals over trainings and images. "
+            "Mean worst loss and ROI against queries, a gradient counted as three; bands and bars are 95 % intervals "
+            "over trainings and images. "
             f"{base.label(record)}.",
             f"Line charts of worst loss and ROI against queries. {'; '.join(told)}.",
         )
@@ -248,7 +372,7 @@ def paired_searches(record: Record) -> Figure:
     rows = []
     for box in BOXES:
         for budget in ("9", "27", "99"):
-            estimate = roi[box, "STM", budget] - roi[box, "STBO", budget]
+            estimate = roi[box, "STM", budget] - quantities.stbo_mean(roi, box, budget)
             low, high = estimate.interval()
             rows.append({"box": box, "queries": budget, "value": estimate.value, "low": low, "high": high})
     with plt.style.context(STYLE):
@@ -260,8 +384,8 @@ def paired_searches(record: Record) -> Figure:
         charts.legend(canvas, axis)
         return base.finish(
             canvas,
-            "How much lower STBO leaves the ROI than a grid of as many points, image by image: above zero speaks for "
-            f"STBO; {INTERVALS}. {base.label(record)}.",
+            "How much lower STBO, mean over three search seeds, leaves the ROI than a grid of as many points, image by "
+            f"image: above zero speaks for STBO; {INTERVALS}. {base.label(record)}.",
             f"Dot chart of paired differences in ROI at 9, 27 and 99 queries. {'; '.join(told)}.",
         )
 
@@ -271,18 +395,23 @@ def _steadiness(record: Record) -> Cells:
 
 
 def search_table(records: list[Record]) -> Table:
-    """Each record's worst loss and ROI at about 100 queries, and at STM's 775."""
+    """Each record's worst loss and ROI at about 100 units, at STM's 775, and of everything together."""
     rows = []
     for record in records:
         loss, roi = record.outcomes.mean("loss"), _steadiness(record)
-        ends = [("STBO", "100"), ("Sobol", "100"), ("random", "100"), ("STM", "99"), ("STM", "775")]
+        ends = [*((name, "100") for name in (*STBO, *PEERS)), ("STM", "99"), ("STM", "775"), ("any", "all")]
         for box, title in BOXES.items():
             for method, queries in ends:
                 low, high = loss[box, method, queries].interval()
-                row = {"run": _source(record), "range": title, "method": method, "queries": queries}
+                row = {"run": _source(record), "range": title, "method": method, "units": queries}
+                row |= {"images a training": str(loss[box, method, queries].n)}
                 row |= {"worst loss": f"{loss[box, method, queries].value:.2f} [{low:.2f}, {high:.2f}]"}
                 rows.append(row | {"ROI, %": _percent(roi, box, method, queries)})
-    return Table(pd.DataFrame(rows), f"Mean worst loss (nats) and ROI with 95 % intervals. {_labels(records)}.")
+    return Table(
+        pd.DataFrame(rows),
+        "Mean worst loss (nats) and ROI with 95 % intervals; a query is a unit, a gradient three. Any: the worst of "
+        f"everything, a grid of 2,989 points among it, on fewer images. {_labels(records)}.",
+    )
 
 
 def framework(walk: Walk, record: Record) -> Figure:
@@ -342,33 +471,66 @@ def tied(record: Record) -> Table:
 
 
 def mixbn(record: Record) -> Figure:
-    """Accuracy of each strategy without MixBN and with it through each branch, on clean and on hybrid images."""
-    inputs = {"clean": "clean images", "searched": "hybrid images (H6)"}
-    splits = record.outcomes.values("split")
-    table, each = (
-        frame[frame["training"] != "Standard"]
-        for frame in (record.outcomes.accuracy.table(), record.outcomes.accuracy.each())
-    )
+    """Accuracy of each strategy without MixBN and with it through each branch, on clean and on perturbed images."""
+    o = record.outcomes.where(split="patient")
+    panels = {"H0": "clean images", "own": "the half of H6 that it trains against", "H6": "hybrid images (H6)"}
+    table, each = (f[~f["training"].str.startswith("Standard")] for f in (o.accuracy.table(), o.accuracy.each()))
     table, each = (f.assign(training=f["training"].str.removesuffix("+MixBN")) for f in (table, each))
     with plt.style.context(STYLE):
-        size = (7.2, 2.4 * len(splits) + 0.4)
-        canvas, axes = plt.subplots(len(splits), 2, figsize=size, sharex=True, sharey=True, squeeze=False)
+        canvas, axes = plt.subplots(1, 3, figsize=(7.2, 2.9), sharey=True)
         told = []
-        for row, split in enumerate(splits):
-            for axis, (reading, title) in zip(axes[row], inputs.items(), strict=True):
-                shown, small = (f[(f["split"] == split) & (f["reading"] == reading)] for f in (table, each))
-                lines = charts.points(axis, shown, small, "training", "branch", BRANCHES)
-                told += [f"split by {split}, {title}, {line}" for line in lines]
-                axis.set_title(f"{title}, split by {split}")
-                axis.set_ylim(-0.03, 1.03)
-            axes[row][0].set_ylabel("accuracy")
-        charts.legend(canvas, axes[0][0])
+        for axis, (place, title) in zip(axes, panels.items(), strict=True):
+            wanted = (PIXEL, SPATIAL) if place == "own" else (place,)
+            shown, small = (f[f["environment"].isin(wanted)] for f in (table, each))
+            lines = charts.points(axis, shown, small, "training", "branch", BRANCHES)
+            told += [f"{title}, {line}" for line in lines]
+            axis.set_title(title)
+            axis.set_ylim(-0.03, 1.03)
+        axes[0].set_ylabel("accuracy")
+        charts.legend(canvas, axes[0])
         return base.finish(
             canvas,
             "Accuracy without MixBN and through each of its branches; attacks go through the branch that is measured. "
             f"Dots: mean over trainings; {INTERVALS}; small dots: each. {base.label(record)}.",
             f"Dot charts of accuracy. {'; '.join(told)}.",
         )
+
+
+def nearest_to_table_2(record: Record) -> Table:
+    """Table 2's 24 numbers beside each reading of what they are of: how far off ours are, on average."""
+    o = record.outcomes.where(split="patient")
+    scores = _scores(o)
+    printed = documents.published_table("hpat", "table2")
+    own = {"Adv_PGD": PIXEL, "Adv_RT": SPATIAL, "Adv_h": "H6"}
+    readings = {
+        ("clean images", "clean"): dict.fromkeys(own, "H0"),
+        ("clean images", "adv"): dict.fromkeys(own, "H0"),
+        ("each training's own perturbation", "adv"): own,
+        ("each training's own perturbation", "clean"): own,
+        ("hybrid images (H6)", "adv"): dict.fromkeys(own, "H6"),
+        ("hybrid images (H6)", "clean"): dict.fromkeys(own, "H6"),
+    }
+    rows = []
+    for (images, side), places in readings.items():
+        off = {
+            metric: [
+                abs(score[name, side if "+" in name else "shared", places[name.removesuffix("+MixBN")]].value - value)
+                for name, value in printed[metric].items()
+            ]
+            for metric, score in scores.items()
+        }
+        row = {"images": images, "branch of MixBN": BRANCHES[side].label.removeprefix("MixBN, ")}
+        row |= {metric: f"{100 * np.mean(each):.1f}" for metric, each in off.items()}
+        rows.append(row | {"all": f"{100 * np.mean(list(off.values())):.1f}"})
+    return Table(
+        pd.DataFrame(rows).sort_values("all", key=lambda each: each.astype(float)),
+        "Which reading comes nearest to table 2: mean distance of ours from its six rows, in points, nearest first. "
+        f"{PREVALENCE} {base.label(record)}.",
+    )
+
+
+def _scores(o: Outcomes) -> dict[str, Cells]:
+    return {"ACC": o.accuracy, "PRE": o.precision(), "F1": o.f1(), "AUC": o.auc}
 
 
 def ablation(records: list[Record]) -> Table:
@@ -380,13 +542,13 @@ def ablation(records: list[Record]) -> Table:
         rows.append(about | {"split": "not said"} | {metric: f"{100 * value:.1f}" for metric, value in row.items()})
     for record in records:
         o = record.outcomes
-        scores = {"ACC": o.accuracy, "PRE": o.precision(), "F1": o.f1(), "AUC": o.auc}
+        scores = _scores(o)
         for key in o.accuracy:
-            split, name, side, _, reading = key
-            about = {"training": name, "source": _source(record), "images": "clean" if reading == "clean" else "hybrid"}
+            split, name, side, place, _ = key
+            about = {"training": name, "source": _source(record), "images": PLACES.get(place, place)}
             about |= {"branch": "–" if side == "shared" else side, "split": split}
             rows.append(about | {head: _percent(cells, *key) for head, cells in scores.items()})
-    order = {name: number for number, name in enumerate(["Standard", *map(str, printed.index)])}
+    order = {name: number for number, name in enumerate(["Standard", quantities.LONGER, *map(str, printed.index)])}
     frame = pd.DataFrame(rows).sort_values("training", key=lambda names: names.map(order), kind="stable")
     return Table(
         frame,

@@ -1,13 +1,13 @@
 """The leukemia paper's experiments: what its chapters train and measure.
 
 The document prints one number a cell. Here each cell is measured over trainings, on held-out patients, through each
-branch of MixBN, and in both readings of an environment (H25).
+branch of MixBN, in both readings of an environment (H25), and where a claim hangs on it, in the worst case.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from sklearn import metrics
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -23,32 +24,39 @@ from hpatlib import attacks, documents, measure
 from hpatlib._model import device_of, held_still
 from hpatlib.data import ImageSet
 from hpatlib.documents import profiles
-from hpatlib.documents.hpat.quantities import ABLATED
+from hpatlib.documents.hpat.quantities import ABLATED, LEAST, LONGER, PIXEL, SPATIAL, STBO
 from hpatlib.documents.profiles import Chosen
-from hpatlib.hybrid import Adversary, Environment, environment, pixel_and_rotation, showcase
+from hpatlib.frozen import frozen
+from hpatlib.hybrid import REFERENCE_SIZE, Adversary, Environment, environment, masked, pixel_and_rotation, showcase
 from hpatlib.measure import Study
 from hpatlib.mixbn import Branch, MixBatchNorm2d, branch
 from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
-from hpatlib.spatial import Box, grid_search, random_search
+from hpatlib.spatial import Box, SearchResult, direct_search, gradient_ascent, grid_search, local_search, random_search
 from hpatlib.stbo import stbo
+from hpatlib.worst_case import smallest_eps
 
-BUDGETS = (1, 2, 3, 5, 7, 9, 15, 20, 27, 40, 60, 80, 99, 100)  # of the searches whose history is kept
+BUDGETS = (1, 3, 9, 18, 27, 45, 63, 81, 99, 100)  # of the searches whose history is kept; a gradient counts three
 GRIDS = ((1, 1, 9), (3, 3, 3), (3, 3, 11), (5, 5, 31))  # 9, 27, 99 and Engstrom's 775 points
+DENSE = (7, 7, 61)  # points of the grid that says what a search with 100 queries has missed
+EDGE = (2**-10 / 255, 8 / 255)  # of the least noise that is looked for
 
 
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``networks``: table 1's, (name, weights), each trained ``network_trainings`` times; ``splits``: those of
-    table 2; ``train_searches``, ``searches``, ``network_searches``: STBO's queries an image when training, when
-    measuring, and when measuring ``networks``; ``grid_step``: of figure 5's grid."""
+    """``networks``: table 1's, (name, weights), each trained ``network_trainings`` times; ``train_searches``,
+    ``searches``, ``network_searches``: STBO's queries an image when training, when measuring, and when measuring
+    ``networks``; ``grid_step``: of figure 5's grid; ``hardest``, ``dense``: how many test images the worst case of H6
+    and figure 6's dense grid are measured on. H0 and H6 of figure 4, figure 1 and clean images: all test images.
+    """
 
     networks: tuple[tuple[str, str], ...]
     network_trainings: int
-    splits: tuple[str, ...]
     train_searches: int
     searches: int
     network_searches: int
     grid_step: int
+    hardest: int
+    dense: int
 
 
 def adversaries(chosen: Chosen[Profile]) -> dict[str, Adversary | None]:
@@ -66,17 +74,21 @@ def adversaries(chosen: Chosen[Profile]) -> dict[str, Adversary | None]:
     return {"Standard": None, "Adv_FGSM": fgsm, "Adv_PGD": pixel, "Adv_RT": spatial, "Adv_h": both}
 
 
-def strategies(
-    chosen: Chosen[Profile], names: Sequence[str], splits: Sequence[str] | None = None
-) -> dict[str, list[Run]]:
-    """Runs of the main network by strategy: one a split and training; "…+MixBN" with a batch norm of their own."""
-    adversary = adversaries(chosen)
+def strategies(chosen: Chosen[Profile], names: Sequence[str], split_by: str = "patient") -> dict[str, list[Run]]:
+    """Runs of the main network by strategy, one a training; "…+MixBN" with a batch norm of their own.
+
+    All take as many steps of the optimiser. `LONGER` is standard training with twice the epochs: it is shown as many
+    images as adversarial training, which learns from each image and from its perturbed twin.
+    """
+    adversary, recipe = adversaries(chosen), chosen.settings.recipe
+    longer = replace(recipe, epochs=2 * recipe.epochs, decay_every=2 * recipe.decay_every)
     return {
-        name: [
-            run
-            for split in splits or chosen.settings.splits
-            for run in chosen.runs(adversary=adversary[name.removesuffix("+MixBN")], split_by=split, mixbn="+" in name)
-        ]
+        name: chosen.runs(
+            adversary=adversary[name.removesuffix("+MixBN").removesuffix(LONGER.removeprefix("Standard"))],
+            split_by=split_by,
+            mixbn="+" in name,
+            recipe=longer if name == LONGER else recipe,
+        )
         for name in names
     }
 
@@ -106,13 +118,33 @@ def grid(chosen: Chosen[Profile]) -> list[Environment]:
 
 
 def robustness(chosen: Chosen[Profile]) -> Record:
-    """Figure 1: one network's answers to random and to searched perturbations of one size, 6/255, ±30° and ±3 px."""
+    """Figure 1: one network's answers to random and to searched perturbations of one size, 6/255, ±30° and ±3 px.
+
+    Of a sample, also the least noise that changes a correct answer, everywhere and in the cell alone: ``doublings`` is
+    log₂ of it in 1/255, between the ends of `EDGE`.
+    """
     study = Study("hpat/fig1_robustness_issue", chosen, ["perturbation"])
     for _, run, found in trained({"Standard": chosen.runs()}):
-        images = measure.sample(found.test, chosen.settings.shown)
-        for name, answers in measure.attacked(found.model, images, showcase(6 / 255, Box(3, 30), seed=run.seed)):
-            study.add(found, measure.rows(images, answers), perturbation=name)
+        quick, kinds = frozen(found.model), showcase(6 / 255, Box(3, 30), seed=run.seed)
+        for name, answers in measure.attacked(found.model, found.test, kinds, asked=quick):
+            study.add(found, measure.rows(found.test, answers), perturbation=name)
+        few = measure.sample(found.test, chosen.settings.shown)
+        for name, limits in _least_noise(quick, few).items():
+            rows = pd.DataFrame(measure.named(few)).assign(doublings=limits)
+            study.add(found, rows, perturbation=name)
     return study.record()
+
+
+def _least_noise(model: nn.Module, few: ImageSet, *, batch: int = 64) -> dict[str, np.ndarray]:
+    """log₂ of the least ε, in 1/255, that changes each correct answer ``[N]``; missing where it is wrong already."""
+    found: dict[str, list[Tensor]] = {LEAST: [], f"{LEAST}, in the cell": []}
+    for images, labels in few.batches(batch, device=device_of(model)):
+        asked = {LEAST: (model, images), f"{LEAST}, in the cell": masked(model, images)}
+        for name, (network, x) in asked.items():
+            found[name].append(smallest_eps(network, x, labels, most=EDGE[1], least=EDGE[0]).cpu().double())
+    eps = {name: torch.cat(parts).numpy() for name, parts in found.items()}
+    known = {name: np.where(each > 0, each.clip(*EDGE), np.nan) for name, each in eps.items()}
+    return {name: np.log2(255 * each) for name, each in known.items()}
 
 
 @dataclass(frozen=True)
@@ -160,62 +192,123 @@ def benchmarks(chosen: Chosen[Profile]) -> Record:
 def vulnerability(chosen: Chosen[Profile]) -> Record:
     """Figure 3: the networks of table 1 in H0…H6, in both readings."""
     study = Study("hpat/fig3_vulnerability", chosen, ["network", "environment", "reading"])
-    searches = chosen.settings.network_searches
     for name, run, found in trained(networks(chosen)):
-        _environments(study, found, run, chosen, searches, network=name)
+        few = measure.sample(found.test, chosen.settings.shown)
+        ask = _Asked(study, found, run, chosen.settings.network_searches, {"network": name})
+        ask.clean(few)
+        ask.places(few, places(chosen)[1:], "fixed", "searched")
     return study.record()
 
 
 def training_strategies(chosen: Chosen[Profile]) -> Record:
-    """Figure 4: five ways of training in H0…H6, in both readings."""
+    """Figure 4: five ways of training in H0…H6, in both readings, and H6 in the worst case.
+
+    Beside them standard training with a split by image in H0 and H6, for whoever asks which reading the document's
+    numbers come from. The table "thresholds" holds each model's margin that tells the classes of training images apart
+    best, clean and in the fixed H6.
+    """
     study = Study("hpat/fig4_training_strategies", chosen, ["split", "training", "environment", "reading"])
-    for name, run, found in trained(strategies(chosen, list(adversaries(chosen)), ["patient"])):
-        given = {"split": run.split_by, "training": name}
-        _environments(study, found, run, chosen, chosen.settings.searches, **given)
+    settings, thresholds = chosen.settings, []
+    for split, names in {"patient": list(adversaries(chosen)), "image": ["Standard"]}.items():
+        for name, run, found in trained(strategies(chosen, names, split)):
+            given = {"split": split, "training": name}
+            ask = _Asked(study, found, run, settings.searches, given)
+            ask.clean(found.test)
+            ask.places(found.test, places(chosen)[6:], "fixed", "searched")
+            if split == "patient":
+                ask.places(measure.sample(found.test, settings.hardest), places(chosen)[6:], "worst")
+                ask.places(measure.sample(found.test, settings.shown), places(chosen)[1:6], "fixed", "searched")
+                thresholds += _thresholds(found, run, chosen, name)
+    study.table("thresholds", pd.DataFrame(thresholds))
     return study.record()
+
+
+def _thresholds(found: Trained, run: Run, chosen: Chosen[Profile], name: str) -> list[dict[str, object]]:
+    """The margin at which sensitivity and specificity add up to most, on training images: clean, and in fixed H6."""
+    few = measure.sample(found.train, 2 * chosen.settings.hardest)
+    answers = {("H0", "clean"): measure.logits_of(found.model, few)}
+    answers |= measure.environments(found.model, few, places(chosen)[6:], readings=["fixed"], seed=run.seed)
+    rows = []
+    for (place, reading), each in answers.items():
+        margin = (each[:, 1] - each[:, 0]).double().numpy()
+        false, true, cut = metrics.roc_curve(few.labels, margin)
+        about = {"training": name, "seed": run.seed, "environment": place, "reading": reading}
+        rows.append(about | {"threshold": round(float(cut[1:][(true - false)[1:].argmax()]), 4)})
+    return rows
 
 
 def hybrid_grid(chosen: Chosen[Profile]) -> Record:
     """Figure 5: standard and hybrid training over ε × rotation, in both readings; one angle needs few queries."""
-    study = Study("hpat/fig5_hybrid_grid", chosen, ["split", "training", "environment", "reading"])
-    for name, run, found in trained(strategies(chosen, ["Standard", "Adv_h"], ["patient"])):
-        images = measure.sample(found.test, chosen.settings.shown)
-        cells = measure.environments(found.model, images, grid(chosen), searches=25, seed=run.seed)
-        for (place, reading), answers in cells.items():
-            given = {"split": run.split_by, "training": name, "environment": place, "reading": reading}
-            study.add(found, measure.rows(images, answers), **given)
+    study = Study("hpat/fig5_hybrid_grid", chosen, ["training", "environment", "reading"])
+    for name, run, found in trained(strategies(chosen, ["Standard", "Adv_h"])):
+        few = measure.sample(found.test, chosen.settings.shown)
+        _Asked(study, found, run, 25, {"training": name}).places(few, grid(chosen), "fixed", "searched")
     return study.record()
 
 
 def mixbn(chosen: Chosen[Profile]) -> Record:
-    """Table 2: clean and hybrid images through each branch of MixBN; attacks go through the branch that is measured.
+    """Table 2: clean and perturbed images through each branch of MixBN; attacks go through the branch that is measured.
 
-    All test images are asked clean, ``shown`` of them under attack. Standard training stands beside the document's six.
+    All test images are asked clean, a sample under attack: in H6, and under the half of it that a training has seen.
+    Standard training, standard training of twice the length and a split by image stand beside the document's six.
     """
     study = Study("hpat/table2_mixbn", chosen, ["split", "training", "branch", "environment", "reading"])
+    halves, settings = _halves(chosen), chosen.settings
     pairs = [name + suffix for name in ABLATED for suffix in ("", "+MixBN")]
-    for name, run, found in trained(strategies(chosen, ["Standard", *pairs])):
-        sides: tuple[Branch | None, ...] = ("clean", "adv") if run.mixbn else (None,)
-        for side in sides:
-            given = {"split": run.split_by, "training": name, "branch": side or "shared"}
-            with branch(found.model, side) if side else nullcontext():
-                few, hybrid = measure.sample(found.test, chosen.settings.shown), [places(chosen)[6]]
-                answers = measure.logits_of(found.model, found.test)
-                study.add(found, measure.rows(found.test, answers), environment="H0", reading="clean", **given)
-                ((place, reading), answers), *_ = measure.environments(
-                    found.model, few, hybrid, readings=["searched"], searches=chosen.settings.searches, seed=run.seed
-                ).items()
-                study.add(found, measure.rows(few, answers), environment=place, reading=reading, **given)
+    for split, names in {"patient": ["Standard", LONGER, *pairs], "image": ["Standard"]}.items():
+        for name, run, found in trained(strategies(chosen, names, split)):
+            sides: tuple[Branch | None, ...] = ("clean", "adv") if run.mixbn else (None,)
+            for side in sides:
+                given = {"split": split, "training": name, "branch": side or "shared"}
+                with branch(found.model, side) if side else nullcontext():
+                    ask = _Asked(study, found, run, settings.searches, given)
+                    ask.clean(found.test)
+                    if split == "patient" and name != LONGER:
+                        few, own = measure.sample(found.test, settings.hardest), OWN[name.removesuffix("+MixBN")]
+                        ask.places(few, [halves[each] for each in own], "searched")
     return study.record()
 
 
-def _environments(study: Study, found: Trained, run: Run, chosen: Chosen[Profile], searches: int, **given: str) -> None:
-    """Add a model's answers in H0…H6, in both readings."""
-    few = measure.sample(found.test, chosen.settings.shown)
-    study.add(found, measure.rows(few, measure.logits_of(found.model, few)), environment="H0", reading="clean", **given)
-    answers = measure.environments(found.model, few, places(chosen)[1:], searches=searches, seed=run.seed)
-    for (place, reading), each in answers.items():
-        study.add(found, measure.rows(few, each), environment=place, reading=reading, **given)
+# Table 2's environments of each training: half of H6, or all of it.
+OWN = {
+    "Standard": (PIXEL, SPATIAL, "H6"),
+    "Adv_PGD": (PIXEL, "H6"),
+    "Adv_RT": (SPATIAL, "H6"),
+    "Adv_h": ("H6",),
+}
+
+
+def _halves(chosen: Chosen[Profile]) -> dict[str, Environment]:
+    """H6, its noise alone, and its rotation and shift alone, by name."""
+    whole = places(chosen)[6]
+    pixel = replace(whole, name=PIXEL, s=(0.0, 0.0, 0.0), box=Box(0, 0))
+    spatial = replace(whole, name=SPATIAL, eps=0.0)
+    return {place.name: place for place in (pixel, spatial, whole)}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Adds a model's answers to a study: ``given`` are the conditions that stay."""
+
+    study: Study
+    found: Trained
+    run: Run
+    searches: int
+    given: dict[str, str]
+
+    def clean(self, images: ImageSet) -> None:
+        """Its answers to the images as they are, as H0."""
+        rows = measure.rows(images, measure.logits_of(self.found.model, images))
+        self.study.add(self.found, rows, environment="H0", reading="clean", **self.given)
+
+    def places(self, images: ImageSet, several: Sequence[Environment], *readings: str) -> None:
+        """Its answers in several environments, read in these ways."""
+        answers = measure.environments(
+            self.found.model, images, several, readings=readings, searches=self.searches, seed=self.run.seed
+        )
+        for (place, reading), each in answers.items():
+            rows = measure.rows(images, each)
+            self.study.add(self.found, rows, environment=place, reading=reading, **self.given)
 
 
 def boxes(chosen: Chosen[Profile]) -> dict[str, Box]:
@@ -224,33 +317,48 @@ def boxes(chosen: Chosen[Profile]) -> dict[str, Box]:
 
 
 def searches(chosen: Chosen[Profile]) -> Record:
-    """Figure 6: the worst loss that STBO, STM and two baselines find of the same images, after each budget of queries.
+    """Figure 6: the worst loss that STBO, STM and others find of the same images, after each budget of queries.
 
     A grid's whole budget is one point: it has no best so far. ``loss`` is the highest cross-entropy found, and the
     prediction is that of the transform it belongs to: right exactly where the loss is below ln 2, for two classes.
+    Of some images a dense grid is asked too. The method "any" is the worst of everything, and ``missed`` says whether
+    the first search of STBO calls an image robust that something else found an answer against.
     """
     study = Study("hpat/fig6_stbo_vs_grid_search", chosen, ["box", "method", "queries"])
     for _, run, found in trained({"Standard": chosen.runs()}):
         images = measure.sample(found.test, chosen.settings.shown)
-        clean = measure.rows(images, measure.logits_of(found.model, images)).drop(columns="margin")
+        quick, told = frozen(found.model), pd.DataFrame(measure.named(images))
         x, labels = images.tensors(device_of(found.model))
         loss = F.cross_entropy(measure.logits(found.model, x), labels, reduction="none")
-        study.add(found, clean.assign(loss=loss.cpu().numpy()), box="none", method="clean", queries="0")
+        told["label"] = images.labels
+        study.add(found, _judged(told, loss.double().cpu().numpy()), box="none", method="clean", queries="0")
         for name, box in boxes(chosen).items():
-            for method, queries, worst in _searched(found.model, images, box, run.seed, f"±{name}°"):
-                guess = np.where(worst < np.log(2), images.labels, 1 - images.labels)
-                rows = clean.assign(prediction=guess, loss=worst)
-                study.add(found, rows, box=name, method=method, queries=str(queries))
+            worst = {(m, q): loss for m, q, loss in _searched(quick, images, box, run.seed, f"±{name}°")}
+            for (method, queries), each in worst.items():
+                study.add(found, _judged(told, each), box=name, method=method, queries=str(queries))
+            at = measure.spaced(len(images), chosen.settings.dense)
+            dense = np.maximum(_dense(quick, images.subset(at), box), np.maximum.reduce(list(worst.values()))[at])
+            missed = (worst["STBO", 100][at] < np.log(2)) & (dense >= np.log(2))
+            rows = _judged(told.iloc[at], dense).assign(missed=missed.astype(float))
+            study.add(found, rows, box=name, method="any", queries="all")
     return study.record()
 
 
+def _judged(told: pd.DataFrame, worst: np.ndarray) -> pd.DataFrame:
+    """Rows of the highest loss found ``[N]``, with the prediction that belongs to it."""
+    return told.assign(prediction=np.where(worst < np.log(2), told["label"], 1 - told["label"]), loss=worst)
+
+
 def _searched(
-    model: nn.Module, images: ImageSet, box: Box, seed: int, title: str, *, batch: int = 32
+    model: nn.Module, images: ImageSet, box: Box, seed: int, title: str, *, batch: int = 64
 ) -> Iterator[tuple[str, int, np.ndarray]]:
-    """(method, queries, highest loss ``[N]``) of each search of a box."""
+    """(method, units, highest loss ``[N]``) of each search of a box; a query is a unit, a gradient three."""
     draws, most = torch.Generator().manual_seed(seed), max(BUDGETS)
-    methods = {
-        "STBO": partial(stbo, evaluations=most, generator=draws),
+    methods: dict[str, Callable[..., SearchResult]] = {
+        **{name: partial(stbo, evaluations=most, generator=draws) for name in STBO},
+        "DIRECT": partial(direct_search, evaluations=most),
+        "local": partial(local_search, evaluations=most, generator=draws),
+        "gradient": partial(gradient_ascent, evaluations=most, generator=draws),
         "Sobol": partial(random_search, evaluations=most, sobol=True, generator=draws),
         "random": partial(random_search, evaluations=most, generator=draws),
     }
@@ -268,9 +376,15 @@ def _searched(
                 bar.update(size * len(x))
     for name, parts in histories.items():
         history = torch.cat(parts).double().numpy()
-        yield from ((name, budget, history[:, budget - 1]) for budget in BUDGETS)
+        yield from ((name, units, history[:, units - 1]) for units in BUDGETS)
     for size, losses in grids.items():
         yield "STM", size, torch.cat(losses).double().numpy()
+
+
+def _dense(model: nn.Module, images: ImageSet, box: Box) -> np.ndarray:
+    """The highest loss ``[N]`` on a grid of `DENSE` points."""
+    x, labels = images.tensors(device_of(model))
+    return grid_search(model, x, labels, box, counts=DENSE).loss.double().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -282,32 +396,36 @@ class Walk:
     network: list[tuple[str, str]]
 
 
-def algorithm(chosen: Chosen[Profile], *, batch: int = 16, queries: int = 100) -> Record:
-    """Algorithm 1 line by line on ``batch`` test images of each training of Adv_h with MixBN.
+def algorithm(chosen: Chosen[Profile], *, batch: int = 16, batches: int = 4, queries: int = 100) -> Record:
+    """Algorithm 1 line by line on batches of test images of each training of Adv_h with MixBN.
 
     ``queries``: STBO's an image, the document's 100, however many the model was trained with. Rows: the loss after line
     8 as read and as printed (H15), and whether a clean prediction changes when the adversarial images change places
-    (H23). The first training's steps are kept as a table.
+    (H23). The steps of the first training's first batch are kept as a table.
     """
     study = Study("hpat/fig2_framework", chosen, ["stage"])
-    for number, (_, run, found) in enumerate(trained(strategies(chosen, ["Adv_h+MixBN"], ["patient"]))):
-        few = measure.sample(found.test, batch)
-        steps = _Steps(found, run, few, queries)
-        named = pd.DataFrame(measure.named(few))
-        for stage, loss in {"line 8 as read": steps.read, "line 8 as printed": steps.printed}.items():
-            study.add(found, named.assign(loss=loss.cpu().numpy()), stage=stage)
-        variants: tuple[Branch, ...] = ("mix", "sum")
-        for name in variants:
-            changed = _tied(steps.model, steps.images, steps.turned, name).double().cpu()
-            study.add(found, named.assign(changed=changed.numpy()), stage=f"partners exchanged, {name}")
-        if number == 0:
-            study.table("steps", steps.table())
+    for _, run, found in trained(strategies(chosen, ["Adv_h+MixBN"])):
+        # Dealt out, so that each batch has images of all patients.
+        at = measure.spaced(len(found.test), batch * batches)
+        for number in range(batches):
+            few = found.test.subset(at[number::batches])
+            steps = _Steps(found, replace(run, seed=run.seed + 1000 * number), few, queries)
+            named = pd.DataFrame(measure.named(few))
+            lines = {"line 3, clean": steps.before, "line 8 as read": steps.read, "line 8 as printed": steps.printed}
+            for stage, loss in lines.items():
+                study.add(found, named.assign(loss=loss.cpu().numpy()), stage=stage)
+            variants: tuple[Branch, ...] = ("mix", "sum")
+            for name in variants:
+                changed = _tied(steps.model, steps.images, steps.turned, name).double().cpu()
+                study.add(found, named.assign(changed=changed.numpy()), stage=f"partners exchanged, {name}")
+            if "steps" not in study.tables:
+                study.table("steps", steps.table())
     return study.record()
 
 
 def walk(chosen: Chosen[Profile], *, batch: int = 3, queries: int = 100) -> Walk:
     """The pictures of figure 2, of phantoms whatever the numbers are of."""
-    (run, *_) = strategies(chosen, ["Adv_h+MixBN"], ["patient"])["Adv_h+MixBN"]
+    (run, *_) = strategies(chosen, ["Adv_h+MixBN"])["Adv_h+MixBN"]
     run = replace(run, real=False)
     found = train_or_load(run)
     steps = _Steps(found, run, measure.sample(found.test, batch), queries)
@@ -445,21 +563,30 @@ def _tied(model: nn.Module, clean: Tensor, adversarial: Tensor, name: Branch) ->
 
 def settings_table(chosen: Chosen[Profile]) -> pd.DataFrame:
     """The document's settings beside this profile's: a row each."""
-    recipe, worst = chosen.settings.recipe, environment(6, size=chosen.size)
-    here = {
+    recipe, (*_, worst), levels = chosen.settings.recipe, places(chosen), places(chosen)[1:]
+    here: dict[str, float | list[float]] = {
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.lr,
         "crop": chosen.size,
-        "eps": round(255 * worst.eps, 6),
+        "eps": 255 * worst.eps,
+        "pgd_iterations": worst.iterations,
+        "pgd_step": 255 * worst.step,
         "rotation": worst.box.rotation,
-        "translation": round(worst.box.translation, 3),
+        "translation": worst.box.translation * REFERENCE_SIZE / chosen.size,
         "stbo_queries": chosen.settings.searches,
+        "environments_eps": [255 * place.eps for place in levels],
+        "environments_rotation": [place.box.rotation for place in levels],
+        "environments_translation": [place.box.translation * REFERENCE_SIZE / chosen.size for place in levels],
     }
     printed = documents.published("hpat")
     rows = [
-        {"setting": name.replace("_", " "), "published": f"{printed[name]['value']:g}", "here": f"{value:g}"}
+        {"setting": name.replace("_", " "), "published": _listed(printed[name]["value"]), "here": _listed(value)}
         | {"unit": printed[name]["unit"], "where": printed[name]["where"]}
         for name, value in here.items()
     ]
     return pd.DataFrame(rows)
+
+
+def _listed(value: float | Sequence[float]) -> str:
+    return ", ".join(f"{each:g}" for each in (value if isinstance(value, Sequence) else [value]))
