@@ -12,6 +12,7 @@ models without finite logits or without a gradient, and budgets that make no sen
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -140,8 +141,7 @@ def random_restarts(
 ) -> Tensor:
     """PGD from ``restarts`` starts, the worst end of each image on its own: ``[B, C, H, W]``.
 
-    The first start is the image itself (BIM), the others are uniform in the ball. Worst is misclassified before
-    correctly classified, then the higher loss: with three classes or more a higher loss can still be right.
+    The first start is the image itself (BIM), the others are uniform in the ball; worst is as in ``worse``.
     Each image keeps its own worst end, not the batch its worst run, which would look more robust than it is.
     """
     restarts, ascended = check_whole("restarts", restarts), objective(loss)
@@ -159,10 +159,18 @@ def random_restarts(
     worst, worst_value, worst_wrong = end(None)
     for _ in range(restarts - 1):
         x, value, wrong = end("uniform")
-        worse = (wrong & ~worst_wrong) | ((wrong == worst_wrong) & (value > worst_value))
-        worst = torch.where(worse.view(-1, 1, 1, 1), x, worst)
-        worst_value, worst_wrong = torch.where(worse, value, worst_value), worst_wrong | wrong
+        worsened = worse(wrong, value, worst_wrong, worst_value)
+        worst = torch.where(worsened.view(-1, 1, 1, 1), x, worst)
+        worst_value, worst_wrong = torch.where(worsened, value, worst_value), worst_wrong | wrong
     return worst
+
+
+def worse(wrong: Tensor, value: Tensor, than_wrong: Tensor, than_value: Tensor) -> Tensor:
+    """Which images ``[B]`` are worse for the model than others: misclassified before right, then the higher loss.
+
+    With three classes or more a higher loss can still be right.
+    """
+    return (wrong & ~than_wrong) | ((wrong == than_wrong) & (value > than_value))
 
 
 @ordinary_tensors()
@@ -179,7 +187,7 @@ def _ascend(
     loss: Loss = "cross-entropy",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The one loop: x ← clip(x + step · sign(direction)) to the ε-ball and to [0, 1]."""
+    """Check what was asked for, and climb from a start in the ball."""
     check_images(images, labels)
     eps, step = check_fraction("eps", eps), check_fraction("step", step, "1/255")
     iterations, ascended = check_whole("iterations", iterations), objective(loss)
@@ -190,13 +198,37 @@ def _ascend(
     if eps == 0:
         return images.detach().clone()
 
-    # A caller's no_grad must not starve the gradients.
-    with torch.enable_grad(), held_still(model):
+    with held_still(model):
         images, labels = images.detach().clone(), labels.clone()  # copies are no inference tensors
         low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
-        x = _start(images, start, eps, generator).clamp_(low, high)
-        momentum = torch.zeros_like(x) if decay is not None else None
-        finite = torch.ones((), dtype=torch.bool, device=x.device)
+        if start == "gaussian":
+            x = images + GAUSSIAN_START * drawn(torch.randn, images, generator)
+        else:
+            x = images.clone() if start is None else noisy(images, eps, generator)
+        x.clamp_(low, high)
+        return climb(model, x, labels, low, high, step=step, iterations=iterations, ascended=ascended, decay=decay)
+
+
+def climb(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    low: Tensor,
+    high: Tensor,
+    *,
+    step: float | Tensor,
+    iterations: int,
+    ascended: Callable[[Tensor, Tensor], Tensor],
+    decay: float | None = None,
+) -> Tensor:
+    """The one loop, x ← clip(x + step · sign(direction)) to what lies between ``low`` and ``high``, unchecked.
+
+    ``x``, ``low``, ``high [B, C, H, W]``: x is written over. ``step``: one for all, or ``[B, 1, 1, 1]``. ``ascended``:
+    what is made large, as of ``_model.objective``. The model must be held still.
+    """
+    momentum = torch.zeros_like(x) if decay is not None else None
+    finite = torch.ones((), dtype=torch.bool, device=x.device)
+    with torch.enable_grad():  # a caller's no_grad must not starve the gradients
         for iteration in range(iterations):
             x.requires_grad_()
             logits = model(x)
@@ -213,19 +245,18 @@ def _ascend(
                 size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)  # [B, 1, 1, 1]
                 # A zero gradient stays zero instead of becoming 0/0.
                 direction = momentum = decay * momentum + gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
-            x = x.detach().add_(direction.sign(), alpha=step).clamp_(low, high)
-        if not finite:
-            raise ValueError(
-                "the model's loss or gradient is not finite: check its weights and its forward pass for NaN"
-            )
+            x = x.detach().add_(direction.sign().mul_(step)).clamp_(low, high)
+    if not finite:
+        raise ValueError("the model's loss or gradient is not finite: check its weights and its forward pass for NaN")
     return x
 
 
-def _start(images: Tensor, start: Start, eps: float, generator: torch.Generator | None) -> Tensor:
-    if start is None:
-        return images.clone()
+def noisy(images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
+    """A point of the ball around each image, uniform: ``[B, C, H, W]``, not clipped to [0, 1]."""
+    return images + eps * (2 * drawn(torch.rand, images, generator) - 1)
+
+
+def drawn(draw: Callable[..., Tensor], images: Tensor, generator: torch.Generator | None) -> Tensor:
     # Drawn where the generator lives, so that one seed gives one start on every device.
     device = generator.device if generator is not None else images.device
-    draw = {"uniform": torch.rand, "gaussian": torch.randn}[start]
-    noise = draw(images.shape, generator=generator, device=device, dtype=images.dtype).to(images.device)
-    return images + (GAUSSIAN_START * noise if start == "gaussian" else eps * (2 * noise - 1))
+    return draw(images.shape, generator=generator, device=device, dtype=images.dtype).to(images.device)

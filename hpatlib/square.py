@@ -51,21 +51,38 @@ def square(
     lower than the clean image's; what is misclassified already comes back as it is. Raises ``ValueError`` for bad
     inputs.
     """
+    return search(model, images, labels, eps=eps, queries=queries, loss=loss, p=p, generator=generator)[0]
+
+
+def search(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    queries: int,
+    loss: Loss = "margin",
+    p: float = 0.8,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What ``square`` returns, and the queries ``[B]`` that each image took until it was misclassified."""
     check_images(images, labels)
     eps, queries, ascended = check_fraction("eps", eps), check_whole("queries", queries, least=2), objective(loss)
     p = check_number("p", p, lambda share: 0 < share <= 1, "lie in (0, 1], the first squares' share of the image")
     if eps == 0:
-        return images.detach().clone()
+        return images.detach().clone(), torch.zeros_like(labels)
 
     with torch.no_grad(), held_still(model):
         images = images.detach()
-        check_logits(model(images[:1]), labels)
         low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
         count, channels, height, width = images.shape
-        clean, wrong = _loss(model, images, labels, ascended)
+        logits = model(images)
+        check_logits(logits, labels)
+        clean, wrong = _loss(logits, labels, ascended)
         stripes = _signs((count, channels, 1, width), images, generator)
         x = torch.where(wrong.view(-1, 1, 1, 1), images, torch.where(stripes > 0, high, low))
-        highest, wrong = _loss(model, x, labels, ascended)
+        highest, wrong = _loss(model(x), labels, ascended)
+        spent = torch.full_like(labels, 2)
         rows = torch.arange(height, device=images.device).view(1, 1, -1, 1)
         columns = torch.arange(width, device=images.device).view(1, 1, 1, -1)
         for iteration in range(queries - 2):
@@ -80,20 +97,18 @@ def square(
             down, right = rows - top[active].view(-1, 1, 1, 1), columns - left[active].view(-1, 1, 1, 1)
             inside = (down >= 0) & (down < side) & (right >= 0) & (right < side)  # [A, 1, H, W]
             tried = torch.where(inside, torch.where(signs[active] > 0, high[active], low[active]), x[active])
-            value, misled = _loss(model, tried, labels[active], ascended)
+            value, misled = _loss(model(tried), labels[active], ascended)
             better = (value > highest[active]) | misled
             x[active] = torch.where(better.view(-1, 1, 1, 1), tried, x[active])
             highest[active] = torch.where(better, value, highest[active])
             wrong[active] = misled
+            spent[active] += 1
         # The stripes replace the clean image unasked, for squares work best from a corner of the ball.
-        return torch.where(((clean >= highest) & ~wrong).view(-1, 1, 1, 1), images, x)
+        return torch.where(((clean >= highest) & ~wrong).view(-1, 1, 1, 1), images, x), spent
 
 
-def _loss(
-    model: nn.Module, x: Tensor, labels: Tensor, ascended: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
+def _loss(logits: Tensor, labels: Tensor, ascended: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """What is to be made large, and whether the label no longer wins: ``[B]`` each."""
-    logits = model(x)
     if not logits.isfinite().all():
         raise ValueError("the model's logits are not finite: check its weights and its forward pass for NaN")
     value = ascended(logits, labels)

@@ -1,0 +1,187 @@
+"""How much a model stands: the worst of a suite of attacks at one ε, and the smallest ε that changes each answer.
+
+The robustness that an attack measures is an upper bound, and the lowest of several different ones is the nearest to the
+truth. The suite is AutoAttack's idea (Croce & Hein 2020) for two classes and more, whose own suite takes four: PGD with
+restarts, Auto-PGD on two losses, FAB, the Square attack, and images made on other models. Images ``[B, C, H, W]`` in
+``[0, 1]``, labels ``[B]``, any number of them: they are worked through ``batch_size`` at a time. Checks and the promise
+to leave the model as found are those of ``hpatlib.attacks``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from hpatlib import attacks
+from hpatlib._model import (
+    TOLERANCE,
+    check_images,
+    check_logits,
+    check_number,
+    check_whole,
+    held_still,
+    margin,
+    objective,
+    ordinary_tensors,
+)
+from hpatlib.apgd import Norm, apgd, check_eps, distance
+from hpatlib.fab import fab
+from hpatlib.square import search
+
+Attack = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | int]]  # images, labels → attacked images, forward units
+
+
+@dataclass(frozen=True, eq=False)
+class WorstCase:
+    """What a suite of attacks left of each image.
+
+    ``images [B, C, H, W]``: the first that was misclassified, or else the one with the highest margin of all that were
+    tried, the clean one included. ``right [B]``: whether every answer was right. ``felled_by [B]``: the attack that
+    changed the answer, ``"clean"`` where it was wrong without any, ``""`` where the image stands. ``queries [B]``: what
+    was asked of the model, in forward passes; a gradient counts 3.
+    """
+
+    images: Tensor
+    right: Tensor
+    felled_by: tuple[str, ...]
+    queries: Tensor
+
+
+@ordinary_tensors()
+def worst_case(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    surrogates: Sequence[nn.Module] = (),
+    iterations: int = 20,
+    restarts: int = 3,
+    queries: int = 500,
+    batch_size: int = 64,
+    generator: torch.Generator | None = None,
+) -> WorstCase:
+    """Every attack of the suite in turn, each on the images that are still right; all within ``eps`` of the images.
+
+    ``"PGD"``: from the image itself and ``restarts`` − 1 points of the ball, ``iterations`` steps of
+    2.5 · ε / iterations; ``"APGD-CE"`` and ``"APGD-margin"``; ``"FAB"``, where its nearest image lies within ε;
+    ``"Square"`` with so many ``queries``; ``"transfer"``: Auto-PGD made on each of ``surrogates``, whose own passes are
+    not counted. In L2 there is no PGD and no Square attack. The budgets are what a CPU affords, about 900 forward
+    passes for an image that stands, a tenth of what AutoAttack spends: give 100 iterations and 5000 queries where a
+    number is all that matters. ``generator`` draws all starts.
+    """
+    check_images(images, labels)
+    eps, iterations, restarts = (
+        check_eps(eps, norm),
+        check_whole("iterations", iterations),
+        check_whole("restarts", restarts),
+    )
+    queries, batch_size = check_whole("queries", queries, least=2), check_whole("batch_size", batch_size)
+
+    def pgd(start: attacks.Start) -> Attack:
+        step = min(1.0, 2.5 * eps / iterations)
+        tried = partial(attacks.pgd, model, eps=eps, step=step, iterations=iterations, start=start, generator=generator)
+        return lambda x, y: (tried(x, y), 3 * iterations)
+
+    def auto(network: nn.Module, loss: attacks.Loss) -> Attack:
+        tried = partial(apgd, network, eps=eps, iterations=iterations, norm=norm, loss=loss, generator=generator)
+        return lambda x, y: (tried(x, y), 3 * iterations + 1 if network is model else 0)
+
+    def suite(classes: int) -> Iterator[tuple[str, Attack]]:
+        if norm == "linf":
+            for start in ((None, "uniform")[min(number, 1)] for number in range(restarts)):
+                yield "PGD", pgd(start)
+        yield "APGD-CE", auto(model, "cross-entropy")
+        yield "APGD-margin", auto(model, "margin")
+        yield "FAB", lambda x, y: (fab(model, x, y, norm=norm, iterations=iterations), 2 * classes * iterations)
+        if norm == "linf":
+            yield "Square", lambda x, y: search(model, x, y, eps=eps, queries=queries, generator=generator)
+        for surrogate in surrogates:
+            yield "transfer", auto(surrogate, "cross-entropy")
+
+    images, labels, names = images.detach().clone(), labels.clone(), ["", "clean"]  # copies are no inference tensors
+    with torch.no_grad(), held_still(model):
+        logits = torch.cat([model(x) for x in images.split(batch_size)])
+        check_logits(logits, labels)
+        worst, highest, wrong = images.clone(), margin(logits, labels), logits.argmax(dim=1) != labels
+        felled, spent = wrong.long(), torch.ones_like(labels)  # felled [B]: which of the names
+        for name, attack in suite(logits.shape[1]):
+            names.append(name)
+            left = (~wrong).nonzero().squeeze(1)
+            for index in left.split(batch_size) if len(left) else ():
+                x, y = images[index], labels[index]
+                tried, units = attack(x, y)
+                logits = model(tried)
+                value, within = margin(logits, y), distance(tried - x, norm) <= eps + TOLERANCE
+                misled = within & (logits.argmax(dim=1) != y)
+                higher = within & attacks.worse(misled, value, wrong[index], highest[index])
+                worst[index] = torch.where(higher.view(-1, 1, 1, 1), tried, worst[index])
+                highest[index], wrong[index] = torch.where(higher, value, highest[index]), misled
+                felled[index] = torch.where(misled, len(names) - 1, 0)
+                spent[index] += units + 1
+    return WorstCase(worst, ~wrong, tuple(names[number] for number in felled.tolist()), spent)
+
+
+@ordinary_tensors()
+def smallest_eps(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    most: float = 8 / 255,
+    least: float = 1 / 16384,
+    steps: int = 8,
+    iterations: int = 20,
+    batch_size: int = 64,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The smallest ε, in L∞, at which PGD changes the answer to each image: ``[N]``, 0 where it is wrong already and
+    ``inf`` where ``most`` does not do it.
+
+    Bisection in log ε, of each image on its own: PGD on the margin at ``most``, then ``steps`` times at the geometric
+    mean of the largest ε that failed and the smallest change that misled, from that change scaled down. What misled at
+    one ε misleads at any larger, so each value is the size of a change that does it, an upper bound. ``least`` is where
+    the search expects its lower end; where less misleads, it goes on below. ``generator`` draws the first starts. Costs
+    3 · ``iterations`` + 1 forward passes a step.
+    """
+    check_images(images, labels)
+    most = check_number("most", most, lambda eps: 0 < eps <= 1, "lie in (0, 1], a fraction of the pixel range")
+    least = check_number("least", least, lambda eps: 0 < eps < most, f"lie between 0 and most, {most:g}")
+    steps, iterations = check_whole("steps", steps, least=0), check_whole("iterations", iterations)
+    batch_size = check_whole("batch_size", batch_size)
+
+    def probe(x: Tensor, y: Tensor, tried: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """PGD within ``eps [B]`` of ``x`` from ``tried``: its end, whether it misleads, and how large its change is."""
+        eps = eps.view(-1, 1, 1, 1)
+        low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
+        step, start = 2.5 / iterations * eps, tried.clamp(low, high)
+        end = attacks.climb(model, start, y, low, high, step=step, iterations=iterations, ascended=objective("margin"))
+        return end, model(end).argmax(dim=1) != y, distance(end - x, "linf")
+
+    def bisect(x: Tensor, y: Tensor) -> Tensor:
+        """The same of images that are answered right: ``[B]``."""
+        eps = x.new_full((len(x),), most)
+        end, misled, size = probe(x, y, attacks.noisy(x, most, generator), eps)
+        found, index = torch.where(misled, size, torch.inf), misled.nonzero().squeeze(1)
+        x, y, end, high = x[index], y[index], end[index], size[index]
+        low, stood = torch.full_like(high, least), torch.zeros_like(y, dtype=torch.bool)
+        for _ in range(steps if len(index) else 0):
+            low = torch.where(stood, low, torch.minimum(low, high / 4))  # nothing is known to stand yet: look below
+            eps = (low * high).sqrt()
+            tried, misled, size = probe(x, y, x + (eps / high).view(-1, 1, 1, 1) * (end - x), eps)
+            low, stood = torch.where(misled, low, eps), stood | ~misled
+            end, high = torch.where(misled.view(-1, 1, 1, 1), tried, end), torch.where(misled, size, high)
+        return found.index_copy(0, index, high)
+
+    images, labels = images.detach().clone(), labels.clone()  # copies are no inference tensors
+    with torch.no_grad(), held_still(model):
+        logits = torch.cat([model(x) for x in images.split(batch_size)])
+        check_logits(logits, labels)
+        smallest = images.new_zeros(len(images))
+        right = (logits.argmax(dim=1) == labels).nonzero().squeeze(1)
+        for index in right.split(batch_size) if len(right) else ():
+            smallest[index] = bisect(images[index], labels[index])
+    return smallest
