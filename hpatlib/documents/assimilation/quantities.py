@@ -19,6 +19,7 @@ ATTACKS = ("FGSM", "BIM", "MI-FGSM", "PGD")
 ITERATED = ATTACKS[1:]
 WORST, TRANSFERRED, LONG = "standard attacks", "transferred PGD", "PGD, steps of 2/255"
 LEAST, MOST = 1 / 32, 8.0  # grey levels: where smallest ε are told apart; eight octaves
+BEYOND = 2 * MOST  # stands for every smallest ε above ``MOST``
 SHARES = (*(k / 10 for k in range(1, 10)), 0.95, 0.99)  # of a Grad-CAM map's mass; the claims are about one half
 HALF = 0.5
 STRAIGHT = 1e-4  # of the squared spread of the logits, a squared pixel range: smaller curvature counts as this much

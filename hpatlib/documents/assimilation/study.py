@@ -25,6 +25,7 @@ from hpatlib.documents import profiles
 from hpatlib.documents.assimilation.quantities import (
     ADVERSARIAL,
     ALPHAS,
+    BEYOND,
     FEW,
     FREE,
     LONG,
@@ -236,12 +237,12 @@ def _under_attack(
 def clean_rows(model: nn.Module, images: ImageSet, settings: Profile, seed: int) -> pd.DataFrame:
     """The answers to clean images, and ``smallest``: the smallest ε in grey levels that changes each.
 
-    0 where the answer is wrong already, infinite where ``MOST`` does not change it.
+    0 where the answer is wrong already, ``BEYOND`` where ``MOST`` does not change it.
     """
     x, y = images.tensors(device_of(model))
     draws = torch.Generator().manual_seed(seed)
     least = smallest_eps(model, x, y, most=MOST / 255, iterations=settings.iterations, generator=draws)
-    return rows(images, logits(model, x), smallest=255 * least.double().cpu().numpy())
+    return rows(images, logits(model, x), smallest=(255 * least.double()).clamp_max(BEYOND).cpu().numpy())
 
 
 def stands(
@@ -302,7 +303,8 @@ def read_otherwise(
         yield LONG, strength(level), _still(model, x, y, long, clean).cpu().numpy()
         if model is not vanilla:
             made = partial(attacks.pgd, step=level / 255 / 4, **steps)
-            moved = torch.cat([made(vanilla, *pair) for pair in zip(x.split(BATCH), y.split(BATCH), strict=True)])
+            batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
+            moved = torch.cat([made(vanilla, images=part, labels=labels) for part, labels in batches])
             yield TRANSFERRED, strength(level), (clean & (logits(model, moved).argmax(dim=1) == y)).cpu().numpy()
 
 

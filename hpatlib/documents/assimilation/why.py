@@ -18,13 +18,12 @@ from hpatlib import assimilation, data, explain, glcm
 from hpatlib._model import device_of
 from hpatlib.data import ImageSet, photographs
 from hpatlib.data.images import fingerprint
-from hpatlib.documents.assimilation.quantities import FLAT, HALF, MEDICAL, MOST, SHARES, STRAIGHT, WINDOW
-from hpatlib.documents.assimilation.study import Profile, count
+from hpatlib.documents.assimilation.quantities import FLAT, HALF, MEDICAL, SHARES, STRAIGHT, WINDOW
+from hpatlib.documents.assimilation.study import Profile, clean_rows, count
 from hpatlib.documents.profiles import Chosen
 from hpatlib.measure import Study, logits, named, rows, sample
 from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
-from hpatlib.worst_case import smallest_eps
 
 PLACES = 16  # positions of the feature map behind Grad-CAM: 4 × 4 at least, for every network and size
 EPS = 4 / 255  # the middle of the slides' range
@@ -175,11 +174,8 @@ def why_loss_landscape(chosen: Chosen[Profile]) -> Record:
     surfaces: dict[tuple[str, str], list[np.ndarray]] = {}
     for one in asked(chosen):
         surfaces.setdefault((one.domain, one.dataset), []).append(surface(one, one.seed))
-        x, y = one.images.tensors(device_of(one.model))
-        draws = torch.Generator().manual_seed(one.seed)
-        steps: dict[str, Any] = {"iterations": chosen.settings.iterations, "generator": draws}
-        least = 255 * smallest_eps(one.model, x, y, most=MOST / 255, **steps).double().cpu().numpy()
-        measured = one.rows(smallest=least, **steepness(one, one.seed))
+        answers = clean_rows(one.model, one.images, chosen.settings, one.seed)
+        measured = answers.assign(**steepness(one, one.seed))
         study.add(one.trained, measured, domain=one.domain, dataset=one.dataset)
     study.table("landscape", pd.concat([_wide(*where, found) for where, found in surfaces.items()]))
     return study.record()
