@@ -129,6 +129,21 @@ def test_published_parts_of_the_brain_mri(tmp_path):
         load(tmp_path, "brain_mri", part="testing")
 
 
+def test_whether_a_file_has_colours_is_not_seen(tmp_path):
+    """Most brain MRI files without a tumour are stored as colour and most others as grey: all are read as grey."""
+    picture = Image.open(draw(tmp_path / "drawn.png", 0))
+    for key in ("brain_mri", "chest_xray", "chest_ct", "busi", "busi2", "natural"):
+        assert data.SOURCES[key].mode == "L"
+    for suffix, modes in ((".jpg", ("L", "RGB")), (".png", ("L", "RGB", "P", "RGBA"))):
+        items = []
+        for mode in modes:
+            picture.convert(mode).save(path := tmp_path / f"{mode}{suffix}", quality=95)
+            assert Image.open(path).mode == mode
+            items.append(images.Item(path, 0, mode))
+        same = images.decode(items, crop=None, size=40, mode="L")
+        assert same.shape == (len(modes), 1, 40, 40) and (same == same[0]).all()
+
+
 def test_two_class_busi(tmp_path):
     for label, name in enumerate(("normal", "benign", "malignant")):
         draw(tmp_path / f"busi/Dataset_BUSI_with_GT/{name}/{name} (1).png", label)

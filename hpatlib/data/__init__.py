@@ -86,9 +86,13 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
 
     by="patient" keeps each of `groups` on one side; by="image" keeps only images with identical pixels together.
     by="random" is scikit-learn's plain `train_test_split`, as the ultrasound report has it: neither stratified nor
-    aware of patients, it leaks whatever is there twice, and exists to show how much that flatters. For the others, the
-    seed chooses the fold too, because scikit-learn puts the largest patient into the first one whatever its
-    seed: seeds 0, 1, 2, … test on other patients. Folds with less than half of a class's share are avoided.
+    aware of patients, it leaks whatever is there twice, and exists to show how much that flatters.
+
+    With the first two, consecutive seeds rotate through the folds. Seeds 0 … k - 1 are one round: they share a shuffle
+    and test on its k folds in turn, in the order of the names of their largest groups, so that each image is tested
+    once. The next k seeds are a round with another shuffle. Folds with less than half of a class's share are left out
+    (k is what the first shuffle leaves). Where each fold has one of k outstanding groups, such as the three healthy
+    subjects of C-NMC who have nearly all the cells, seed n tests on the same of them in every round.
 
     Raises ValueError for another `by`, a `test` outside (0, 0.5], and when no fold has every class on both sides.
     """
@@ -107,15 +111,28 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
     def smallest(side: np.ndarray) -> float:  # over the classes: how much of the class is on this side
         return (np.bincount(labels[side], minlength=len(counts)) / counts).min()
 
-    sides = []
+    def largest(side: tuple[np.ndarray, np.ndarray]) -> str:
+        names, sizes = np.unique(groups[side[1]], return_counts=True)
+        return names[sizes.argmax()]
+
+    def usable(sides: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(left, right) for left, right in sides if smallest(left) > 0 and smallest(right) > 0]
+
+    def rotation(shuffle: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        kfold = StratifiedGroupKFold(folds, shuffle=True, random_state=shuffle)
+        found = usable(list(kfold.split(groups, labels, groups)))
+        fair = [(left, right) for left, right in found if smallest(right) >= 0.5 / folds]
+        return sorted(fair or found, key=largest)
+
+    sides, turn = [], 0
     if by == "random":
         if len(labels) > 1 and counts.all():
-            sides = [train_test_split(np.arange(len(labels)), test_size=test, random_state=seed)]
+            sides = usable([train_test_split(np.arange(len(labels)), test_size=test, random_state=seed)])
     elif min(counts.min(), len(set(groups))) >= folds:
-        sides = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(groups, labels, groups))
-    usable = [(left, right) for left, right in sides if smallest(left) > 0 and smallest(right) > 0]
-    fair = [(left, right) for left, right in usable if smallest(right) >= 0.5 / folds]
-    if not usable:
+        first = rotation(0)
+        shuffle, turn = divmod(seed, len(first) or folds)
+        sides = rotation(shuffle) if shuffle else first
+    if not sides:
         named = enumerate(zip(counts, images.classes, strict=True))
         found = (f"{n} {name} in {len(set(groups[labels == i]))} groups" for i, (n, name) in named)
         tried = "the random split does not leave" if by == "random" else f"none of {folds} folds by {by} leaves"
@@ -123,7 +140,7 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
             f"{images.name} has {' and '.join(found)}: {tried} every class on both sides. "
             "Use more images or a larger test share."
         )
-    left, right = (fair or usable)[seed % len(fair or usable)]
+    left, right = sides[turn % len(sides)]
     return images.subset(left), images.subset(right)
 
 

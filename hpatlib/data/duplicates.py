@@ -4,6 +4,7 @@ The perceptual hash is pHash: which of the coarsest cosine coefficients of a sma
 median. It ignores brightness and contrast, and hardly feels a change of size.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,15 @@ def perceptual_hash(images: np.ndarray) -> np.ndarray:
     waves = dctn(images.astype(np.float64), axes=(1, 2), norm="ortho")[:, :WAVES, :WAVES]
     waves = waves.reshape(len(images), WAVES**2)[:, 1:]
     return waves > np.median(waves, axis=1, keepdims=True)
+
+
+def same_pairs(images: np.ndarray) -> np.ndarray:
+    """Each image of [N, …] with the first one that equals it in every pixel: int64 [N, 3] of that one, itself and 0."""
+    here = np.arange(len(images))
+    rows = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
+    whole = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]  # a row is one thing to compare
+    _, first, which = np.unique(whole, return_index=True, return_inverse=True)
+    return np.stack([first[which], here, np.zeros_like(here)], axis=1)
 
 
 def near_pairs(hashes: np.ndarray, within: int, *, block: int = 2048) -> np.ndarray:

@@ -22,7 +22,7 @@ import numpy as np
 if TYPE_CHECKING:  # listing or fetching data should not wait seconds for torch
     import torch
 
-DECODER = 2  # raise it whenever `decode` gives other pixels or `_grouped` other groups: it is part of every cache key
+DECODER = 3  # raise it whenever `decode` gives other pixels or `_grouped` other groups: it is part of every cache key
 # Colour carries the diagnosis where it is asked for, so a grey file among colour ones is a fault; grey sets are often
 # saved as RGB with three equal channels, so those are converted.
 READABLE = {"RGB": ("RGB",), "L": ("L", "RGB", "RGBA", "P")}
@@ -137,9 +137,9 @@ class ImageSet:
         """Images of your own at `size` × `size` pixels: one folder a class, `<path>/<class>/<any name>.png` or so.
 
         `classes`: the folders to take, in the order of their labels (all of them, sorted, by default). `mode`, `crop`
-        and `pad`: see `Source`. Each image is a group of its own: where several show one patient, put the patients'
-        names in with `dataclasses.replace(images, groups=…)` before you split. Decoded images are kept in `cache`
-        (`home()`/data), as those of `load` are.
+        and `pad`: see `Source`. Images that are the same picture share a group, all others are groups of their own:
+        where several show one patient, put the patients' names in with `dataclasses.replace(images, groups=…)` before
+        you split. Decoded images are kept in `cache` (`home()`/data), as those of `load` are.
 
         Raises FileNotFoundError when there is no such folder, and ValueError for arguments without meaning, for fewer
         than two classes, classes without an image, and for files that cannot be used, all of them at once.
@@ -184,8 +184,9 @@ class Source:
     `phantom` draws this modality, called as `phantom(count, size=…, seed=…)` for images, labels and groups (None: no
     phantom).
 
-    `near`: images whose perceptual hashes differ in at most so many bits share a group (None: groups stay as they
-    are); `follow`: the same for files that follow each other in one folder, where numbers run through the patients.
+    `near`: images whose perceptual hashes differ in at most so many bits share a group (None: only those that are the
+    same picture do); `follow`: the same for files that follow each other in one folder, where numbers run through the
+    patients.
     `pad`: black borders make a picture square before it is resized (otherwise it is stretched). `each`: images of each
     class in the document that uses the set (None: all). For sets that are not loose image files at Kaggle: `folder`
     under the root when it is not the key, `url` of the one file, `decode` in place of the function below.
@@ -388,24 +389,23 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
 
 
 def _grouped(source: Source, items: Sequence[Item]) -> list[str]:
-    """The group of each item: its own, joined with those of its near-duplicates where the source asks for that.
+    """The group of each item: its own, joined with those of the same picture, and of near ones if the source says so.
 
     The files are read once more, small: whether two images are alike must not depend on the size that was asked for.
     """
-    groups = [item.group for item in items]
-    if source.near is None:
-        return groups
     from hpatlib.data import duplicates
 
-    small = _decoded(source, items, size=duplicates.SIDE, mode="L", progress=False)
-    hashes = duplicates.perceptual_hash(small[:, 0])
-    pairs = [duplicates.near_pairs(hashes, source.near)]
-    if source.follow is not None:
+    small = _decoded(source, items, size=duplicates.SIDE, mode=source.mode, progress=False)
+    pairs = [duplicates.same_pairs(small)]
+    if source.near is not None:
+        hashes = duplicates.perceptual_hash(small.mean(1))
+        pairs.append(duplicates.near_pairs(hashes, source.near))
+    if source.near is not None and source.follow is not None:
         folders = np.array([str(item.path.parent) for item in items])
         bits = (hashes[1:] != hashes[:-1]).sum(1)
         first = np.flatnonzero((bits <= source.follow) & (folders[1:] == folders[:-1]))
         pairs.append(np.stack([first, first + 1, bits[first]], axis=1))
-    return duplicates.merge(groups, np.concatenate(pairs))
+    return duplicates.merge([item.group for item in items], np.concatenate(pairs))
 
 
 def _decoded(source: Source, items: Sequence[Item], **options) -> np.ndarray:
