@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hpatlib._model import check_whole
+
 BACKBONES = (
     "resnet18",
     "resnet50",
@@ -46,25 +48,42 @@ class Normalized(nn.Module):
 
 
 class SimpleCNN(nn.Sequential):
-    """The ultrasound report's simple CNN: three convolutions, each with ReLU and max-pooling, then a connected head.
+    """The ultrasound report's simple CNN: three convolutions with ReLU and max-pooling, flattened for a connected head.
 
-    The report gives no widths; these are 16, 32, 64 and 64. Takes any image size of at least 32 px: the last feature
-    map is pooled to 4×4. ``norm`` puts a batch norm behind each convolution: the smallest network that MixBN fits.
+    The report gives no widths; these are 16, 32, 64 and 64. ``size``: side of the images in pixels, at least 8, and no
+    other will do: at 64 px the flattened map has 4,096 numbers, at 224 px 50,176. ``norm``: the smallest network that
+    MixBN fits, with a batch norm before each ReLU. They also keep it alive: flattened numbers are never negative, so a
+    step of Adam moves a hidden unit by all of them at once, and without norms an adversary can push every unit below 0.
+    Raises ``ValueError`` for images of another size.
     """
 
-    def __init__(self, classes: int, in_channels: int = 3, *, norm: bool = False) -> None:
+    def __init__(self, classes: int, in_channels: int = 3, *, size: int = 32, norm: bool = False) -> None:
+        side = check_whole("size", size, least=8) // 8
         layers: list[nn.Module] = []
         for inputs, outputs in ((in_channels, 16), (16, 32), (32, 64)):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), *([nn.BatchNorm2d(outputs)] if norm else [])]
             layers += [nn.ReLU(), nn.MaxPool2d(2)]
-        layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, 64), nn.ReLU()]
+        if norm:  # a convolution over all of the map is a connected layer, and has a norm that MixBN can replace
+            layers += [nn.Conv2d(64, 64, side), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten()]
+        else:
+            layers += [nn.Flatten(), nn.Linear(64 * side**2, 64), nn.ReLU()]
         super().__init__(*layers, _start_small(nn.Linear(64, classes)))
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2:] != (self.size, self.size):
+            found = "×".join(map(str, images.shape[2:]))
+            raise ValueError(f"this SimpleCNN takes {self.size}×{self.size} px, found {found}: build it with that size")
+        return super().forward(images)
 
 
-def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path = "imagenet") -> nn.Module:
+def build(
+    name: str, classes: int, *, in_channels: int = 3, size: int = 32, weights: str | Path = "imagenet"
+) -> nn.Module:
     """A classifier ``[B, in_channels, H, W]`` in [0, 1] → logits ``[B, classes]``.
 
-    ``name``: one of ``MODELS``. ``weights``: ``"imagenet"``, ``"scratch"``, or the path of a ``.safetensors`` file in
+    ``name``: one of ``MODELS``. ``size``: side of the images in pixels, which the simple CNNs have to know, and no
+    backbone. ``weights``: ``"imagenet"``, ``"scratch"``, or the path of a ``.safetensors`` file in
     timm's naming. ImageNet weights are looked for in ``$HPAT_WEIGHTS/<name>.safetensors``, then in the embedded package
     (``tf_efficientnet_lite0`` only), then on the hub; where none answers, ``RuntimeError`` says so: nothing falls back
     to scratch.
@@ -78,7 +97,7 @@ def build(name: str, classes: int, *, in_channels: int = 3, weights: str | Path 
     if classes < 2 or in_channels < 1:
         raise ValueError(f"a classifier needs ≥ 2 classes and ≥ 1 channel, found {classes} and {in_channels}")
     if name not in BACKBONES:
-        network = SimpleCNN(classes, in_channels, norm=name == "simple_cnn_bn")
+        network = SimpleCNN(classes, in_channels, size=size, norm=name == "simple_cnn_bn")
         return Normalized(network, (0.5,) * in_channels, (0.5,) * in_channels)
 
     import timm  # seconds to import, and only backbones need it

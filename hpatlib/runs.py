@@ -35,7 +35,7 @@ from hpatlib.mixbn import convert_mixbn
 # run, which is when its golden test in tests/test_runs.py fails, and not for anything else: a raised number has all
 # those models trained again. ("training": the loop and the optimiser; "models": layers and first weights; "attacks":
 # gradient attacks; "stbo": the search and the transforms; "assimilation": fronts, GLCM and equation 18.)
-BEHAVIOUR = {"training": 1, "models": 1, "attacks": 1, "stbo": 1, "mixbn": 1, "assimilation": 1}
+BEHAVIOUR = {"training": 1, "models": 2, "attacks": 1, "stbo": 1, "mixbn": 1, "assimilation": 1}
 
 FRONTS: dict[str, Callable[[nn.Module], nn.Module]] = {"replicated": Replicated, "assimilated": Assimilated}
 PACKAGES = ("hpatlib", "torch", "timm", "gpytorch", "numpy", "scikit-learn")
@@ -239,7 +239,7 @@ def _check_stated(run: Run, images: ImageSet) -> None:
 def _build(run: Run, train: ImageSet, weights: str, network: Network | None = None) -> nn.Module:
     classes, channels = len(train.classes), train.channels if run.front is None else 3
     if network is None:
-        model = models.build(run.model, classes, in_channels=channels, weights=weights)
+        model = models.build(run.model, classes, in_channels=channels, size=run.size, weights=weights)
     else:
         model = network(classes, channels)
     if run.front is not None:

@@ -4,6 +4,7 @@ The sum of clean and adversarial loss is line 12 of Algorithm 1 without its impo
 """
 
 import json
+import math
 import operator
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import safetensors.torch
@@ -27,6 +28,12 @@ from hpatlib.data import ImageSet
 from hpatlib.mixbn import branch, mixed
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Augment = Literal["flips", "turns"]
+MIRRORS: dict[Augment, tuple[Callable[[Tensor], Tensor], ...]] = {
+    "flips": (lambda images: images.flip(3),),
+    "turns": (lambda images: images.flip(3), lambda images: images.flip(2), lambda images: images.transpose(2, 3)),
+}
+AT_A_GUESS = 0.01  # a loss that is less than 1 % below the one of answering the class shares has learned nothing
 Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]  # of some models only, such as Assimilated
 
 
@@ -34,7 +41,10 @@ Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]  # of some mo
 class Recipe:
     """What decides a training besides model and data. The defaults are the leukemia paper's.
 
-    Raises ``ValueError`` for counts that are not whole numbers of at least 1 and for rates that are not positive.
+    ``augment``: what happens to each training image each time it is seen, before any attack: ``"flips"``, left and
+    right change places half of the time; ``"turns"``, for cells, which have no upright: one of the square's eight
+    symmetries, all equally likely. No pixel gets another value. Raises ``ValueError`` for another one, for counts that
+    are not whole numbers of at least 1 and for rates that are not positive.
     """
 
     epochs: int = 20
@@ -44,6 +54,7 @@ class Recipe:
     decay_every: int = 10  # … after this many epochs; the document's "every ℓ2 steps" is garbled (H26)
     patience: int | None = None  # stop after so many epochs without a lower validation loss (None: never)
     front_lr: float | None = None  # the learning rate of a model's ``front()``, modules before a backbone (None: lr)
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         plain_numbers(self)
@@ -55,6 +66,9 @@ class Recipe:
             )
         if not self.lr > 0 or not self.decay > 0 or (self.front_lr is not None and not self.front_lr > 0):
             raise ValueError(f"lr, front_lr and decay must be positive, found {self}")
+        if self.augment not in (None, *get_args(Augment)):
+            known = ", ".join(get_args(Augment))
+            raise ValueError(f"unknown augment {self.augment!r}: choose one of {known}, or None")
 
 
 def plain_numbers(settings: Any) -> None:
@@ -120,8 +134,8 @@ def fit(
     ``checkpoint`` names a file that holds the state after each epoch: a run that was stopped goes on from there to the
     same weights. Each epoch is a function of the weights, the optimiser's state, ``seed`` and the epoch's number
     alone, so nothing else needs keeping. Raises ``ValueError`` for an empty data set, for labels that the model has no
-    class for, for a patience without validation images, for an attack together with an objective, and for a loss that
-    is not finite.
+    class for, for a patience without validation images, for an attack together with an objective, for a loss that is
+    not finite, and for a training that is dead (see ``_check_alive``).
     """
     if len(data) == 0 or (validation is not None and len(validation) == 0):
         raise ValueError("the training set or the validation set is empty")
@@ -151,6 +165,7 @@ def fit(
             model.train()
             totals = torch.zeros(3, device=device)  # loss and hits, summed on the device: no wait inside the loop
             for images, labels in data.batches(recipe.batch_size, generator=shuffle, device=device):
+                images = _augmented(images, recipe.augment)
                 loss, hits, adversarial_hits = _losses(model, images, labels, attack, objective)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -165,6 +180,8 @@ def fit(
             row = {"loss": mean_loss, "accuracy": accuracy}
             if attack is not None:
                 row["adversarial_accuracy"] = adversarial
+            if objective is None:  # of another loss, nobody knows here what it is at a guess
+                _check_alive([*rows, row], data.labels, recipe, halves=1 if attack is None else 2)
             if validation is not None:
                 row["validation_loss"] = _cross_entropy(model, validation, device)
             bar.set_postfix({name.split("_")[0]: f"{value:.3f}" for name, value in row.items()})
@@ -208,6 +225,33 @@ def _check_labels(model: nn.Module, data: ImageSet | Examples, device: str | tor
         raise ValueError(
             f"the images have the labels {', '.join(map(str, unknown))}, but the model answers with {classes} classes, "
             f"0…{classes - 1}: build it with as many classes as there are labels"
+        )
+
+
+def _augmented(images: Tensor, how: Augment | None) -> Tensor:
+    """``images [B, C, S, S]``, each with a coin of its own for each of the mirrors that ``how`` names."""
+    for mirror in MIRRORS[how] if how else ():
+        coins = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+        images = torch.where(coins, mirror(images), images)
+    return images
+
+
+def _check_alive(rows: list[dict[str, float]], labels: Any, recipe: Recipe, *, halves: int) -> None:
+    """Raise ``ValueError`` where a training learned nothing for half of its epochs in a row, and for 3 at least.
+
+    That is: the loss within ``AT_A_GUESS`` of that of answering every image with the class shares, ln K for K classes
+    of one size and twice that with an attack, or above; and an accuracy that guessing the largest class has too, within
+    two standard errors. A slow start ends sooner, and an adversary that is too strong leaves the clean accuracy above.
+    """
+    shares = torch.as_tensor(labels).bincount().double() / len(labels)
+    guess, largest = halves * torch.special.entr(shares).sum().item(), shares.max().item()
+    lucky = largest + 2 * math.sqrt(largest * (1 - largest) / len(labels))
+    watched = max(3, math.ceil(recipe.epochs / 2))
+    last = [row["loss"] > (1 - AT_A_GUESS) * guess and row["accuracy"] <= lucky for row in rows[-watched:]]
+    if len(last) == watched and all(last):
+        raise ValueError(
+            f"nothing was learned in {watched} epochs: the loss is {rows[-1]['loss']:.4g}, of a guess {guess:.4g}; "
+            f"lower lr={recipe.lr:g}, weaken the adversary, take a network with batch norm, or look at the labels"
         )
 
 

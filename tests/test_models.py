@@ -32,7 +32,7 @@ def test_every_model_turns_pixels_into_logits(name, channels):
 def test_new_heads_start_small_whatever_the_backbone(name):
     """The first loss is that of a guess, ln K. With timm's own heads, EfficientNets start at four times that."""
     torch.manual_seed(1)
-    images, three = torch.rand(16, 3, 64, 64), build(name, 3, weights="scratch")
+    images, three = torch.rand(16, 3, 64, 64), build(name, 3, size=64, weights="scratch")
     for training in (False, True):
         with torch.no_grad():
             answers = three.train(training)(images)
@@ -91,19 +91,33 @@ def test_normalisation_is_inside_the_model():
     torch.testing.assert_close(model(pixel).flatten(), torch.tensor([1.0, 2.0, 0.0]))
 
 
-def test_the_simple_cnn_may_have_batch_norm():
-    plain, normed = (build(name, 2, weights="scratch") for name in ("simple_cnn", "simple_cnn_bn"))
-    layers = [[type(m).__name__ for m in model.backbone] for model in (plain, normed)]
-    assert [name for name in layers[1] if name != "BatchNorm2d"] == layers[0]
-    assert layers[1].count("BatchNorm2d") == layers[1].count("Conv2d") == 3
+def kinds(name: str, size: int) -> list[str]:
+    return [type(layer).__name__ for layer in build(name, 3, size=size, weights="scratch").backbone]
 
 
 def test_the_simple_cnn_is_the_reports():
-    kinds = [type(layer).__name__ for layer in SimpleCNN(3)]
-    assert kinds[:9] == ["Conv2d", "ReLU", "MaxPool2d"] * 3 and kinds[-1] == "Linear"
-    model = build("simple_cnn", 3, in_channels=1, weights="scratch")
-    for size in (32, 64, 100):
-        assert model(torch.rand(2, 1, size, size)).shape == (2, 3)
+    """Three convolutions with ReLU and max-pooling, flattened feature maps, and connected layers at the end."""
+    assert kinds("simple_cnn", 64) == ["Conv2d", "ReLU", "MaxPool2d"] * 3 + ["Flatten", "Linear", "ReLU", "Linear"]
+    for size, flattened in ((32, 1024), (64, 4096), (100, 9216), (224, 50176)):  # 64 · (size / 8)²
+        model = build("simple_cnn", 3, in_channels=1, size=size, weights="scratch")
+        connected = [layer.in_features for layer in model.backbone if isinstance(layer, nn.Linear)]
+        assert connected == [flattened, 64] and model(torch.rand(2, 1, size, size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("size", [32, 64, 100])
+def test_with_batch_norm_every_relu_of_the_simple_cnn_has_one_before_it(size):
+    layers = kinds("simple_cnn_bn", size)
+    assert [layers[at - 1] for at, name in enumerate(layers) if name == "ReLU"] == ["BatchNorm2d"] * 4
+    assert build("simple_cnn_bn", 3, size=size, weights="scratch")(torch.rand(2, 3, size, size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "simple_cnn_bn"])
+def test_a_simple_cnn_takes_images_of_its_size_alone(name):
+    model = build(name, 2, size=40, weights="scratch")
+    with pytest.raises(ValueError, match="takes 40×40 px, found 64×40: build it with that size"):
+        model(torch.rand(2, 3, 64, 40))
+    with pytest.raises(ValueError, match="size must be a whole number of at least 8, found 7"):
+        build(name, 2, size=7, weights="scratch")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The training loop: what it learns, resumes and refuses; files that are whole or absent."""
 
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from hpatlib._files import write
 from hpatlib.data import ImageSet
-from hpatlib.training import Recipe, fit
+from hpatlib.training import Recipe, _check_alive, fit
 
 
 def tiny(dropout: float = 0.0) -> nn.Module:
@@ -99,6 +100,96 @@ def test_adversarial_training_adds_the_loss_on_attacked_images():
     assert both == pytest.approx(2 * clean, rel=1e-5)  # the mixture of a batch with itself has its statistics
 
 
+def seen(augment: str | None, *, epochs: int = 1, count: int = 64) -> list[torch.Tensor]:
+    """Every image that a training showed to its model: one picture without any symmetry, ``count`` times an epoch."""
+    shown = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3 * 16 * 16, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                shown.extend(images.clone())
+            return self.head(images.flatten(1))
+
+    images = np.tile(np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16), np.uint8), (count, 1, 1, 1))
+    labels = np.arange(count) % 2
+    data = ImageSet("one", images, labels, labels.astype(str), ("a", "b"), False, "f00d")
+    fit(Watched(), data, Recipe(epochs=epochs, batch_size=16, augment=augment))
+    return shown
+
+
+@pytest.mark.parametrize(("augment", "symmetries"), [(None, 1), ("flips", 2), ("turns", 8)])
+def test_augmentation_shows_the_symmetries_it_names_equally_often(augment, symmetries):
+    """The oracle is NumPy's: quarter turns of the picture and of its mirror image."""
+    shown = np.stack([image.numpy() for image in seen(augment, count=256)])
+    picture = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16), np.uint8)[0].astype(np.float32) / 255
+    group = [np.rot90(side, turn, (1, 2)) for turn in range(4) for side in (picture, picture[:, :, ::-1])]
+    expected = {None: group[:1], "flips": group[:2], "turns": group}[augment]
+    counts = [int((np.abs(shown - one).max(axis=(1, 2, 3)) < 1e-6).sum()) for one in expected]
+    assert sum(counts) == 256 and len(counts) == symmetries and min(counts) > 256 / symmetries / 2
+
+
+def test_augmentation_differs_from_epoch_to_epoch_and_not_from_run_to_run():
+    first, again = torch.stack(seen("turns", epochs=2)), torch.stack(seen("turns", epochs=2))
+    assert torch.equal(first, again) and not torch.equal(first[:64], first[64:])
+
+
+class Dead(nn.Module):
+    """Answers every image alike, whatever it learns: what is left of a network none of whose units fires."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.bias.expand(len(images), 2)
+
+
+def unequal(data: ImageSet) -> ImageSet:
+    """Two of three images are class 0."""
+    return data.subset(np.flatnonzero(np.arange(len(data)) % 4 != 1))
+
+
+def unchanged(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return images
+
+
+@pytest.mark.parametrize("attack", [None, unchanged])
+@pytest.mark.parametrize("data", [bright_or_dark(), unequal(bright_or_dark())], ids=["balanced", "unequal"])
+@pytest.mark.parametrize(("epochs", "stops"), [(2, None), (3, 3), (5, 3), (8, 4), (9, 5)])
+def test_a_dead_training_stops_after_half_of_its_epochs_and_three_at_least(data, attack, epochs, stops):
+    steps, model = [], Dead()
+    model.register_forward_pre_hook(lambda module, _: steps.append(1) if module.training else None)
+    recipe = Recipe(epochs=epochs, batch_size=len(data))
+    if stops is None:
+        fit(model, data, recipe, attack=attack)
+        return
+    with pytest.raises(ValueError, match=rf"nothing was learned in {stops} epochs: .* of a guess .*; lower lr=0\.001"):
+        fit(model, data, recipe, attack=attack)
+    assert len(steps) == stops
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracies", "dead"),
+    [
+        ([0.6931] * 4, [0.5, 0.52, 0.48, 0.5], True),
+        ([0.6931] * 3, [0.5] * 3, False),  # half of eight epochs are four
+        ([0.6931, 0.6931, 0.6931, 0.68], [0.5] * 4, False),  # a slow start
+        ([0.71, 0.70, 0.695, 0.69], [0.5, 0.5, 0.5, 0.6], False),  # a late one: more are right than by guessing
+        ([1.4] * 4, [0.9] * 4, False),  # an adversary too strong: clean images are still told apart
+        ([0.2, 0.7, 0.6931, 0.6931, 0.6931], [0.9, 0.5, 0.5, 0.5, 0.5], True),  # fell dead later
+        ([0.2, 0.4, 0.6931, 0.6931, 0.6931], [0.9, 0.8, 0.5, 0.5, 0.5], False),
+    ],
+)
+def test_signs_of_life(losses, accuracies, dead):
+    rows = [{"loss": loss, "accuracy": accuracy} for loss, accuracy in zip(losses, accuracies, strict=True)]
+    with pytest.raises(ValueError, match="nothing was learned") if dead else nullcontext():
+        _check_alive(rows, np.arange(400) % 2, Recipe(epochs=8), halves=1)
+
+
 def test_bad_recipes_and_empty_sets_are_refused():
     with pytest.raises(ValueError, match="positive"):
         Recipe(epochs=0)
@@ -108,6 +199,8 @@ def test_bad_recipes_and_empty_sets_are_refused():
         Recipe(batch_size=2.5)
     with pytest.raises(ValueError, match="lr and decay must be positive"):
         Recipe(lr=float("nan"))
+    with pytest.raises(ValueError, match="unknown augment 'zoom': choose one of flips, turns, or None"):
+        Recipe(augment="zoom")
     with pytest.raises(ValueError, match="empty"):
         fit(tiny(), bright_or_dark(4).subset([]), Recipe(epochs=1))
     with pytest.raises(ValueError, match="loss of epoch 1"):
