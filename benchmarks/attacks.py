@@ -6,18 +6,19 @@ ResNet18, 64 px, batch 32, 10 steps; claim: ≤ 1.02 × the bare passes on a CPU
 import timm
 import torch
 import torchattacks
-from _timing import report, rounds
+from _timing import arguments, compare, row, save
 from torch import nn
 from torch.nn import functional as F
 
-from hpatlib import runs
 from hpatlib.attacks import pgd
 
 EPS, STEP, ITERATIONS, BATCH, SIZE = 8 / 255, 2 / 255, 10, 32, 64
+PLAIN = ("hpatlib", "bare passes")
 
 
 def main() -> None:
-    device = runs.default_device()
+    options = arguments(__doc__, repeats=7)
+    device = options.device
     model = timm.create_model("resnet18", num_classes=2).to(device).eval()
     images = torch.rand(BATCH, 3, SIZE, SIZE, device=device)
     labels = torch.arange(BATCH, device=device) % 2
@@ -41,7 +42,10 @@ def main() -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     print(f"PGD, ResNet18, {SIZE} px, batch {BATCH}, {ITERATIONS} steps, {device}, {torch.get_num_threads()} threads")
-    report(rounds(commands, 7), "bare passes")
+    seconds = compare(commands, options.repeats)
+    what = f"PGD, ResNet18, {SIZE} px, batch {BATCH}"
+    rows = [row(what, seconds, "hpatlib", "bare passes", target=1.02)]
+    save("attacks", rows + [row(what, seconds, "hpatlib", name) for name in seconds if name not in PLAIN], options)
 
 
 def _foolbox(model: nn.Module, images: torch.Tensor, labels: torch.Tensor):

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import torch
-from _timing import report, rounds
+from _timing import arguments, compare, row, save
 from skimage.feature import graycomatrix, graycoprops
 
 from hpatlib.glcm import FEATURES, texture_features
@@ -48,6 +48,7 @@ def by_skimage(crops: list[np.ndarray], features: tuple[str, ...]) -> dict[str, 
 
 
 def main() -> None:
+    options = arguments(__doc__, repeats=5)
     torch.set_num_threads(1)
     images = pictures()
     grey = (255 * images[0, 0]).round().byte().numpy()
@@ -69,22 +70,19 @@ def main() -> None:
         f"{SIZE} px, batch {BATCH}, processor time of 1 thread; "
         f"scikit-image timed on {CROPS} of {side * side} windows, no gradients"
     )
+    rows = []
     for title, features, claim in (("four pair features", PAIR_FEATURES, 500), ("all five", FEATURES, 50)):
         commands = {
             f"hpatlib, {BATCH} images": lambda features=features: differentiate(images, features),
             f"scikit-image, {CROPS} windows": lambda features=features: by_skimage(crops, features),
         }
-        print(f"\n{title}")
-        seconds = rounds(commands, 5, time.process_time)
+        seconds = compare(commands, options.repeats, time.process_time)
         (mine, peer) = commands
-        report(seconds, mine)
         windows = BATCH * side * side / CROPS
-        ratios = sorted(b * windows / a for a, b in zip(seconds[mine], seconds[peer], strict=True))
-        print(
-            f"an image: {np.median(seconds[mine]) / BATCH * 1e3:.1f} ms against "
-            f"{np.median(seconds[peer]) * side * side / CROPS:.1f} s (extrapolated): {np.median(ratios):.0f} × faster "
-            f"({ratios[0]:.0f}…{ratios[-1]:.0f}, claim: ≥ {claim})"
+        rows.append(
+            row(f"texture features with gradients, {title}", seconds, mine, peer, target=1 / claim, scale=windows)
         )
+    save("glcm", rows, options, largest_difference=float(worst))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\npeak memory of this process, PyTorch's own included: {peak:.0f} MiB")
 

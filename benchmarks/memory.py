@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _timing import arguments as common
+from _timing import row, save
 from torch import nn
 
 from hpatlib import data, measure
@@ -84,7 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=HEALTHY + ILL, help="images")
     parser.add_argument("--batches", type=int, default=10, help="batches of 16 that each run trains on")
-    arguments = parser.parse_args()
+    arguments = common(__doc__, repeats=1, parser=parser)
     torch.set_num_threads(1)
     started, most = time.perf_counter(), anonymous()
     conditions = ("split", "training", "branch", "environment", "reading")
@@ -100,6 +102,8 @@ def main() -> int:
     print(f"{made}, on {arguments.count} images of {SIZE} px in {seconds:.0f} s")
     print(f"peak resident memory  {resident() / 1e9:5.2f} GB, limit {LIMIT / 1e9:.0f} GB")
     print(f"anonymous memory      {most / 1e9:5.2f} GB at most between runs" if most else "anonymous memory: not known")
+    peaks = {"resident": [resident() / 1e9], "limit": [LIMIT / 1e9]}
+    save("memory", [row(f"peak memory, {made}", peaks, "resident", "limit", target=1, unit="GB")], arguments)
     return int(resident() > LIMIT)
 
 

@@ -6,13 +6,14 @@ Loss: a classifier trained for a minute on phantoms (or on real C-NMC cells wher
 mean worst loss as a share of the grid's at ±30°, ±3 px (claim: ≥ 1) and ±180°, ±12 px (claim: ≥ 0.99).
 """
 
+import argparse
 import os
 import time
 import warnings
 
 import timm
 import torch
-from _timing import report, rounds
+from _timing import Row, arguments, compare, row, save
 from torch import nn
 
 from hpatlib import measure, runs
@@ -23,8 +24,8 @@ from hpatlib.training import Recipe
 EVALUATIONS, BATCH, SIZE = 100, 32, 64
 
 
-def queries_and_overhead() -> None:
-    device = runs.default_device()
+def queries_and_overhead(options: argparse.Namespace) -> list[Row]:
+    device = options.device
     model = timm.create_model("resnet18", num_classes=2).to(device).eval()
     images = torch.rand(BATCH, 3, SIZE, SIZE, device=device)
     labels, box = torch.arange(BATCH, device=device) % 2, Box(12, 180)
@@ -38,7 +39,9 @@ def queries_and_overhead() -> None:
         stbo(model, images, labels, box, evaluations=EVALUATIONS)
 
     print(f"ResNet18, {SIZE} px, batch {BATCH}, {EVALUATIONS} evaluations, {device}, {torch.get_num_threads()} threads")
-    report(rounds({"bare forwards and warps": bare, "STBO": search}, 5), "bare forwards and warps")
+    seconds = compare({"bare forwards and warps": bare, "STBO": search}, options.repeats)
+    what = f"STBO, ResNet18, {SIZE} px, batch {BATCH}, {EVALUATIONS} queries"
+    return [row(what, seconds, "STBO", "bare forwards and warps", target=1.15)]
 
 
 class Free(nn.Module):
@@ -48,7 +51,7 @@ class Free(nn.Module):
         return images[:, :2].mean(dim=(2, 3))
 
 
-def processes_against_botorch(steps: int = 6) -> None:
+def processes_against_botorch(steps: int = 6) -> list[Row]:
     from botorch.acquisition import LogExpectedImprovement
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
@@ -74,17 +77,20 @@ def processes_against_botorch(steps: int = 6) -> None:
             optimize_acqf(acquisition, bounds, q=1, num_restarts=5, raw_samples=128)
         seconds.append(time.perf_counter() - started)
     peer = sum(seconds) / steps * (EVALUATIONS - 10)
-    print(f"\nGaussian-process work an image: ours {ours:.4f} s, BoTorch {peer:.1f} s: {peer / ours:.0f} × less")
+    return [
+        row("Gaussian processes of one image", {"ours": [ours], "BoTorch": [peer]}, "ours", "BoTorch", target=1 / 500)
+    ]
 
 
-def loss_against_the_grid(count: int = 64) -> None:
+def loss_against_the_grid(device: str, count: int = 64) -> list[Row]:
     real = bool(os.environ.get("HPAT_DATA"))
     recipe = Recipe(epochs=6, batch_size=32)
     run = runs.Run("cnmc", real, SIZE, None, "patient", 1 / 3, "resnet18", "scratch", recipe, 0)
-    trained = runs.train_or_load(run)
+    trained = runs.train_or_load(run, device=device)
     shown = measure.sample(trained.test, count)
     images, labels = shown.tensors(next(trained.model.parameters()).device)
-    for box in (Box(3, 30), Box(12, 180)):
+    rows = []
+    for box, least in ((Box(3, 30), 1.0), (Box(12, 180), 0.99)):
         generator = torch.Generator().manual_seed(0)
         grid = grid_search(trained.model, images, labels, box).loss.mean()
         blind = random_search(trained.model, images, labels, box, evaluations=EVALUATIONS, generator=generator)
@@ -93,10 +99,17 @@ def loss_against_the_grid(count: int = 64) -> None:
             f"±{box.rotation:g}°, ±{box.translation:g} px, {len(shown)} images of {trained.test.name}: 775-point grid "
             f"{grid:.3f}, STBO {found.loss.mean() / grid:.3f} of it, random {blind.loss.mean() / grid:.3f} of it"
         )
+        losses_found = {"grid of 775": [float(grid)], "STBO": [float(found.loss.mean())]}
+        what = f"worst loss of the grid over STBO's, ±{box.rotation:g}°, ±{box.translation:g} px"
+        rows.append(row(what, losses_found, "grid of 775", "STBO", target=1 / least, unit="nat"))
+    return rows
 
 
 if __name__ == "__main__":
-    queries_and_overhead()
-    processes_against_botorch()
-    print()
-    loss_against_the_grid()
+    options = arguments(__doc__, repeats=5)
+    save(
+        "stbo",
+        [*queries_and_overhead(options), *processes_against_botorch(), *loss_against_the_grid(options.device)],
+        options,
+        data="real" if os.environ.get("HPAT_DATA") else "phantom",
+    )

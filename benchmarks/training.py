@@ -4,11 +4,13 @@ The bare step does the same passes and nothing else: six forwards and backwards 
 and warps as STBO has queries, one forward and backward over both halves of the batch, one step of Adam (claim: ≤ 1.15).
 """
 
+import argparse
+
 import torch
-from _timing import report, rounds
+from _timing import Row, arguments, compare, row, save
 from torch.nn import functional as F
 
-from hpatlib import models, runs
+from hpatlib import models
 from hpatlib.documents import hpat
 from hpatlib.documents.hpat import study
 from hpatlib.hybrid import Adversary
@@ -19,8 +21,8 @@ from hpatlib.training import Examples, Recipe, fit
 BATCH, STEPS = 16, 4
 
 
-def step_and_passes(name: str, size: int) -> None:
-    device = runs.default_device()
+def step_and_passes(name: str, size: int, options: argparse.Namespace) -> Row:
+    device = options.device
     adversary = study.adversaries(hpat.choose("laptop", "phantom", 0))["Adv_h"]
     assert isinstance(adversary, Adversary)
     images = torch.rand(BATCH * STEPS, 3, size, size)
@@ -53,9 +55,10 @@ def step_and_passes(name: str, size: int) -> None:
 
     threads = torch.get_num_threads()
     print(f"\n{name}, {size} px, batch {BATCH}, {adversary.evaluations} queries of STBO, {device}, {threads} threads")
-    report(rounds({"bare passes": bare, "training": trained}, 5), "bare passes")
+    seconds = compare({"bare passes": bare, "training": trained}, options.repeats)
+    return row(f"Algorithm 1, {name}, {size} px, batch {BATCH}", seconds, "training", "bare passes", target=1.15)
 
 
 if __name__ == "__main__":
-    step_and_passes("tf_efficientnet_lite0", 64)
-    step_and_passes("resnet18", 64)
+    options = arguments(__doc__, repeats=5)
+    save("training", [step_and_passes(name, 64, options) for name in ("tf_efficientnet_lite0", "resnet18")], options)

@@ -1,12 +1,14 @@
 """Grey-level co-occurrence matrices and the five texture features of the domain-assimilation slides, differentiable.
 
 A co-occurrence matrix P counts, for one offset, how often grey level i has grey level j beside it. Hard counts have no
-gradient, so nothing can be learned through them (D4). But the features are means over pixel *pairs* and need no matrix:
+gradient, so nothing can be learned through them (D4). Means over pixel pairs have one:
 
 - contrast ``(i − j)²``, dissimilarity ``|i − j|`` and homogeneity ``1 / (1 + |i − j|)``: means over a window's pairs;
 - correlation: Pearson's, between first and second pixels;
-- ASM, Σ P²: the share of pairs of pairs that are alike, the mean of ``tri(i − i′) · tri(j − j′)``, where
-  ``tri(u) = max(0, 1 − |u|)`` joins "alike" (no difference) and "not alike" (≥ 1 level) by a straight line.
+- ASM, Σ P²: a grey value i + u between two levels belongs to both, to i with weight cos(πu/2) and to i + 1 with
+  sin(πu/2), and a pair counts in four cells of P with products of weights. As their *squares* sum to one, an even
+  window has ASM 1 at any brightness; with shares that sum to one, as ``glcm(soft=True)`` counts, it would fall to
+  1/4 halfway between two levels.
 
 On whole grey levels all five equal scikit-image's at 256 levels, and between them they have slopes. Images are
 ``[B, 1, H, W]`` floats in ``[0, 1]``, read as grey levels 0…255; angles are radians. As in scikit-image, distance d and
@@ -31,7 +33,8 @@ GREY_LEVELS = 256
 Offset = tuple[int, int]  # rows down, columns to the right
 
 WINDOWS_AT_ONCE = 8192  # pair features: 20 × 20 pixels, 4 offsets and their gradients then stay below 500 MB
-ASM_AT_ONCE = {"cpu": 1024, "cuda": 32768}  # large enough to outweigh starting an operation, small enough for caches
+TABLE = GREY_LEVELS + 1  # levels along a side of ASM's tables: the last also has one above it
+TABLES_AT_ONCE = {"cpu": 32, "cuda": 2048}  # enough to outweigh starting an operation, few enough for caches and memory
 
 
 def glcm(
@@ -83,14 +86,14 @@ def texture_features(
     ``images [B, 1, H, W]``; ``angles``: radians, or how many to spread evenly over the circle (8: 0°, 45° … 315°).
     Each ``window`` × ``window`` area is an image of its own, as if cut out first. ``stride`` pixels lie between
     windows; by default they tile: 11 × 11 windows of 20 px at 224 px, where the last 4 rows and columns belong to none
-    (D5); a smaller stride slides and covers more. ``features``: which, in what order; all but ``asm`` are nearly free.
+    (D5); a smaller stride slides and covers more. ``features``: which, in what order; ``asm`` costs most.
     ``homogeneity``: ``"absolute"`` is the slides' ``1 / (1 + |i − j|)``, ``"squared"`` scikit-image's
     ``1 / (1 + (i − j)²)``.
 
     Values are in grey levels 0…255. Turned by 180°, P is transposed and no feature changes (D6), so opposite angles are
     computed once. Correlation is 1, with zero gradient, where either half of the pairs is flat: its variance below
     1 / (4 · pairs), at most half of what a single pixel that is one grey level off would make. An 8-bit image sits on
-    the kinks of tri and ``|·|``, where the gradient is taken as 0. Half precision is computed in float32.
+    the kinks of ASM and ``|·|``, where the gradient is taken as 0. Half precision is computed in float32.
 
     Raises ``ValueError`` for images that are not ``[B, 1, H, W]`` in [0, 1], unknown features, windows that do not fit
     the image, or offsets that do not fit the window.
@@ -166,75 +169,65 @@ def _correlation(first: Tensor, second: Tensor) -> Tensor:
 class _ASM(torch.autograd.Function):
     """Angular second moment ``[offsets, M]`` of ``windows [window, window, M]``, for pairs at each of ``offsets``.
 
-    With t(p, q) = tri(x_p − x_q), N² · ASM = Σ over pixels p, q of t(p, q) · t(p + o, q + o). Sorted by k = q − p, that
-    is the product of the map t_k(p) = t(p, p + k) with itself moved by o: all offsets share one map, k and −k give the
-    same, and k = 0 gives N. The gradient is written out because autograd would keep every map: 115 600 numbers a
-    window.
+    N² · ASM = Σ P² = Σ weight · P over the cells of a window's N pairs, so that only those cells are ever touched, and
+    time grows with N. At any grey values 1 / N ≤ ASM ≤ 1: to P, every pair adds an array of length 1 with no entry
+    below 0. The slopes are taken on the way, for autograd would keep the tables.
     """
 
     @staticmethod
     def forward(ctx: Any, windows: Tensor, offsets: list[Offset]) -> Tensor:
-        ctx.save_for_backward(windows)
-        ctx.offsets = offsets
-        return torch.cat([_asm(chunk, offsets) for chunk in _chunks(windows)], dim=-1)
+        at_once = TABLES_AT_ONCE.get(windows.device.type, TABLES_AT_ONCE["cuda"])
+        tables = windows.new_zeros(min(at_once, windows.shape[-1]) * TABLE**2)
+        between = bool(windows.frac().any())  # on whole levels, those of 8-bit images, pairs have one cell and no slope
+        parts = [
+            _asm(chunk.contiguous(), offsets, tables, between, ctx.needs_input_grad[0])
+            for chunk in windows.split(at_once, dim=-1)
+        ]
+        values, slopes = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
+        ctx.save_for_backward(slopes)
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        (windows,) = ctx.saved_tensors
-        chunks = zip(_chunks(windows), slope.split(_asm_at_once(windows), dim=-1), strict=True)
-        return torch.cat([_asm_slope(chunk, ctx.offsets, part) for chunk, part in chunks], dim=-1), None
+        (slopes,) = ctx.saved_tensors  # [offsets, window, window, M]
+        return (slopes * slope[:, None, None]).sum(dim=0), None
 
 
-def _asm(windows: Tensor, offsets: list[Offset]) -> Tensor:
-    sums = [torch.zeros_like(windows) for _ in offsets]  # of products, still spread over pixels
-    for k in _half_plane(len(windows)):
-        t = _alike(torch.sub(*_pairs(windows, k)))
-        for total, offset in zip(sums, offsets, strict=True):
-            here, there = _pairs(t, offset)
-            total[: here.shape[0], : here.shape[1]].addcmul_(here, there)
-    pairs = [_count(len(windows), offset) for offset in offsets]
-    return torch.stack([(n + 2 * total.sum(dim=(0, 1))) / n**2 for n, total in zip(pairs, sums, strict=True)])
+def _asm(
+    windows: Tensor, offsets: list[Offset], tables: Tensor, between: bool, with_slopes: bool
+) -> tuple[Tensor, Tensor]:
+    """ASM ``[offsets, M]`` and its slopes ``[offsets, window, window, M]``, if wanted.
 
-
-def _asm_slope(windows: Tensor, offsets: list[Offset], slope: Tensor) -> Tensor:
-    """Gradient ``[window, window, M]`` of Σ slope · ASM, ``slope [offsets, M]``."""
-    gradient = torch.zeros_like(windows)
-    weights = [2 * row / _count(len(windows), offset) ** 2 for row, offset in zip(slope, offsets, strict=True)]
-    for k in _half_plane(len(windows)):
-        u = torch.sub(*_pairs(windows, k))
-        t = _alike(u)
-        t_slope = torch.zeros_like(t)
-        for weight, offset in zip(weights, offsets, strict=True):
-            (here, there), (to_here, to_there) = _pairs(t, offset), _pairs(t_slope, offset)
-            to_here.addcmul_(there, weight)
-            to_there.addcmul_(here, weight)
-        u_slope = t_slope.mul_(u.sign_()).mul_(t.sign_())  # −tri′(u) = sign(u) where tri(u) > 0
-        to_first, to_second = _pairs(gradient, k)
-        to_first.sub_(u_slope)
-        to_second.add_(u_slope)
-    return gradient
-
-
-def _alike(u: Tensor) -> Tensor:
-    """``tri(u) = max(0, 1 − |u|)``."""
-    return (1 - u.abs()).relu_()
-
-
-def _half_plane(window: int) -> Iterator[Offset]:
-    """Every offset inside a window, of each two opposite ones one."""
-    for down in range(window):
-        for right in range(1 - window, window):
-            if (down, right) > (0, 0):
-                yield down, right
-
-
-def _chunks(windows: Tensor) -> Iterator[Tensor]:
-    return (chunk.contiguous() for chunk in windows.split(_asm_at_once(windows), dim=-1))
-
-
-def _asm_at_once(windows: Tensor) -> int:
-    return ASM_AT_ONCE.get(windows.device.type, ASM_AT_ONCE["cuda"])
+    ``tables``: zeros, before and after; ``between``: whether any grey value lies between two levels.
+    """
+    lower = windows.floor().clamp_(min=0)  # images may leave [0, 1] by a rounding error
+    angle = (windows - lower).mul_(math.pi / 2)
+    shares = [angle.cos(), angle.sin()] if between else [torch.ones_like(angle)]
+    column = lower.long()
+    row = column * TABLE + torch.arange(windows.shape[-1], device=windows.device) * TABLE**2
+    corners = [tables[i * TABLE + j :] for i in range(len(shares)) for j in range(len(shares))]
+    zeros = torch.zeros_like(windows).flatten()
+    values, slopes = [], windows.new_zeros(len(offsets) if with_slopes else 0, *windows.shape)
+    for n, offset in enumerate(offsets):
+        pairs = _count(len(windows), offset)
+        a, b = zip(*(_pairs(share, offset) for share in shares), strict=True)  # [h, w, M] each
+        weights = [(a_i * b_j).flatten() for a_i in a for b_j in b]
+        cells = (_pairs(row, offset)[0] + _pairs(column, offset)[1]).flatten()
+        for corner, weight in zip(corners, weights, strict=True):
+            corner.scatter_add_(0, cells, weight)
+        counts = [corner.index_select(0, cells) for corner in corners]
+        for corner in corners:
+            corner.scatter_(0, cells, zeros[: len(cells)])
+        total = sum(weight * count for weight, count in zip(weights, counts, strict=True))
+        values.append(total.view(pairs, -1).sum(dim=0) / pairs**2)
+        if with_slopes and between:
+            p00, p01, p10, p11 = (count.view_as(a[0]) for count in counts)
+            to_first, to_second = _pairs(slopes[n], offset)
+            to_first += a[0] * (p10 * b[0] + p11 * b[1]) - a[1] * (p00 * b[0] + p01 * b[1])
+            to_second += b[0] * (p01 * a[0] + p11 * a[1]) - b[1] * (p00 * a[0] + p10 * a[1])
+            slopes[n] *= math.pi / pairs**2  # 2 / N² of Σ P², π/2 of the angle
+    return torch.stack(values), slopes.masked_fill_(angle == 0, 0)  # a kink: left and right slopes differ
 
 
 def _count(window: int, offset: Offset) -> int:

@@ -145,14 +145,49 @@ def test_slides_homogeneity_is_the_inverse_difference():
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
 
 
-def test_asm_between_levels_equals_the_mean_over_pairs_of_pairs():
-    images = random_images(1, 1, 6, 7) / 40  # a few levels apart, so that tri() is neither 0 nor 1
-    grey = 255 * images[0, 0, :6, :6]
-    for angle, offset in ((0.0, (0, 2)), (math.pi / 4, (1, 1))):
-        first, second = (part.flatten() for part in module._pairs(grey, offset))
-        alike = [(1 - (part[:, None] - part).abs()).clamp(min=0) for part in (first, second)]
+def asm_by_loop(grey: np.ndarray, offset: tuple[int, int]) -> float:
+    """Σ P² over N² of one window, its table filled cell by cell."""
+    first, second = (part.numpy() for part in module._pairs(torch.from_numpy(grey), offset))
+    table = np.zeros((300, 300))
+    for x, y in zip(first.flatten(), second.flatten(), strict=True):
+        i, u, j, v = int(x), x % 1 * np.pi / 2, int(y), y % 1 * np.pi / 2
+        table[i : i + 2, j : j + 2] += np.outer([np.cos(u), np.sin(u)], [np.cos(v), np.sin(v)])
+    return (table**2).sum() / first.size**2
+
+
+@pytest.mark.parametrize("spread", [0.5, 6, 255])
+def test_asm_between_levels_equals_a_loop(spread):
+    images = random_images(40, 1, 6, 7) * spread / 255  # more windows than tables at once
+    for angle, offset in ((0.0, (0, 2)), (math.pi / 4, (1, 1)), (3 * math.pi / 4, (1, -1))):
         found = texture_features(images, distance=2, angles=[angle], window=6, features=["asm"])["asm"]
-        torch.testing.assert_close(found.squeeze(), (alike[0] * alike[1]).mean())
+        expected = [asm_by_loop(255 * image[0, :6, :6].numpy(), offset) for image in images]
+        np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=1e-9)
+
+
+def test_asm_of_an_even_window_is_one_at_any_brightness():
+    even = torch.linspace(0, 1, 301, dtype=torch.float64)[:, None, None, None].expand(-1, 1, 8, 8)
+    images = even.clone().requires_grad_()
+    asm = texture_features(images, window=8, features=["asm"])["asm"]
+    torch.testing.assert_close(asm, torch.ones_like(asm))
+    (gradient,) = torch.autograd.grad(asm.sum(), images)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-9, rtol=0)
+
+
+def test_asm_of_two_flat_halves_follows_the_cosine():
+    """Between the same two levels pixels are alike by cos(π/2 · difference); two levels apart they are not."""
+    for gap, alike in ((0.3, math.cos(0.15 * math.pi)), (2.0, 0.0), (100.4, 0.0)):
+        image = torch.full((1, 1, 4, 8), 5.6 / 255, dtype=torch.float64)
+        image[:, :, 2:] += gap / 255  # rows, so that pairs along them are alike: two halves of equal pairs
+        found = texture_features(image, angles=[0.0], window=4, stride=4, features=["asm"])["asm"]
+        torch.testing.assert_close(found, torch.full_like(found, (1 + alike**2) / 2))
+
+
+def test_whole_levels_have_no_slope_in_asm_and_their_neighbours_have_one():
+    images = floats(picture("random", 8, 8) // 32)
+    images[0, 0, 2, 3] += 0.4 / 255
+    images.requires_grad_()
+    (slope,) = torch.autograd.grad(texture_features(images, window=8, features=["asm"])["asm"].sum(), images)
+    assert slope[0, 0, 2, 3] != 0 and slope.count_nonzero() == 1
 
 
 @pytest.mark.parametrize("name", FEATURES)
@@ -175,7 +210,7 @@ def test_gradients_do_not_depend_on_how_the_work_is_cut(monkeypatch):
 
     whole, expected = run()
     monkeypatch.setattr(module, "WINDOWS_AT_ONCE", 7)
-    monkeypatch.setitem(module.ASM_AT_ONCE, "cpu", 7)
+    monkeypatch.setitem(module.TABLES_AT_ONCE, "cpu", 7)
     cut, found = run()
     torch.testing.assert_close(found, expected)
     for name in FEATURES:
@@ -205,6 +240,16 @@ def test_windows_are_images_of_their_own():
     assert texture_features(random_images(1, 1, 224, 224), features=["contrast"])["contrast"].shape == (1, 8, 11, 11)
 
 
+def test_pixels_a_rounding_error_outside_count_as_the_ends_of_the_range():
+    images = torch.from_numpy(picture("few levels", 8, 8) // 100).double()[None, None].clamp(max=1)
+    beyond = (images + 1e-6 * (2 * images - 1)).requires_grad_()
+    found, expected = (texture_features(x, window=8) for x in (beyond, images))
+    for name in FEATURES:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-3, rtol=1e-3)
+    (gradient,) = torch.autograd.grad(found["asm"].sum(), beyond)
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_and_gradients_are_finite_everywhere(kind, dtype):
@@ -218,20 +263,24 @@ def test_values_and_gradients_are_finite_everywhere(kind, dtype):
         assert (gradient == 0).all()
 
 
-grey_images = arrays(np.uint8, (2, 9, 9), elements=st.integers(0, 255))
+whole_levels = arrays(np.uint8, (2, 9, 9), elements=st.integers(0, 255)).map(np.float64)
+grey_values = arrays(np.float64, (2, 9, 9), elements=st.floats(0, 255))
+few_values = arrays(np.float64, (2, 9, 9), elements=st.sampled_from([0, 0.25, 7.5, 8, 8.9, 255]))
 
 
-@settings(max_examples=25, deadline=None)
-@given(grey_images, st.integers(0, 255))
+@settings(max_examples=40, deadline=None)
+@given(whole_levels | grey_values | few_values, st.integers(0, 255))
 def test_ranges_and_what_changes_nothing(grey, shift):
-    images = torch.from_numpy(grey).double()[:, None] / 255
+    images = torch.from_numpy(grey)[:, None] / 255
     found = texture_features(images, distance=2, window=9)
-    for name, low, high in (("asm", 1 / 81**2, 1), ("homogeneity", 1 / 256, 1), ("correlation", -1, 1)):
-        assert found[name].min() >= low - 1e-9 and found[name].max() <= high + 1e-9
+    pairs = torch.tensor([module._count(9, module._offset(2, angle)) for angle in EIGHT])[:, None, None]
+    for name, low, high in (("asm", 1 / pairs, 1), ("homogeneity", 1 / 256, 1), ("correlation", -1, 1)):
+        assert (found[name] >= low - 1e-9).all() and found[name].max() <= high + 1e-9
     assert (found["dissimilarity"] ** 2 <= found["contrast"] + 1e-6).all()  # Jensen
     assert (found["contrast"] <= 255 * found["dissimilarity"] + 1e-6).all()
     negative = texture_features(1 - images, distance=2, window=9)
-    shifted = texture_features((images + min(shift, 255 - int(grey.max())) / 255).clamp(max=1), distance=2, window=9)
+    by = min(shift, math.floor(255 - grey.max()))  # whole levels
+    shifted = texture_features((images + by / 255).clamp(max=1), distance=2, window=9)
     turned = texture_features(images.rot90(1, (2, 3)), distance=2, window=9)  # counter-clockwise: 90° becomes 0°
     for name, values in found.items():
         torch.testing.assert_close(negative[name], values, atol=1e-6, rtol=1e-6)
