@@ -67,7 +67,7 @@ class SimpleCNN(nn.Sequential):
             layers += [nn.Conv2d(64, 64, side), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten()]
         else:
             layers += [nn.Flatten(), nn.Linear(64 * side**2, 64), nn.ReLU()]
-        super().__init__(*layers, _start_small(nn.Linear(64, classes)))
+        super().__init__(*layers, nn.Linear(64, classes))
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ MIRRORS: dict[Augment, tuple[Callable[[Tensor], Tensor], ...]] = {
     "turns": (lambda images: images.flip(3), lambda images: images.flip(2), lambda images: images.transpose(2, 3)),
 }
 AT_A_GUESS = 0.01  # a loss that is less than 1 % below the one of answering the class shares has learned nothing
+SLOW_START = 100  # steps in which nothing need be learned, unless the training is over
 Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]  # of some models only, such as Assimilated
 
 
@@ -135,7 +136,8 @@ def fit(
     same weights. Each epoch is a function of the weights, the optimiser's state, ``seed`` and the epoch's number
     alone, so nothing else needs keeping. Raises ``ValueError`` for an empty data set, for labels that the model has no
     class for, for a patience without validation images, for an attack together with an objective, for a loss that is
-    not finite, and for a training that is dead (see ``_check_alive``).
+    not finite, and for a training in which nothing was
+    learned (see ``_check_alive``).
     """
     if len(data) == 0 or (validation is not None and len(validation) == 0):
         raise ValueError("the training set or the validation set is empty")
@@ -180,8 +182,6 @@ def fit(
             row = {"loss": mean_loss, "accuracy": accuracy}
             if attack is not None:
                 row["adversarial_accuracy"] = adversarial
-            if objective is None:  # of another loss, nobody knows here what it is at a guess
-                _check_alive([*rows, row], data.labels, recipe, halves=1 if attack is None else 2)
             if validation is not None:
                 row["validation_loss"] = _cross_entropy(model, validation, device)
             bar.set_postfix({name.split("_")[0]: f"{value:.3f}" for name, value in row.items()})
@@ -190,6 +190,10 @@ def fit(
                 best.update({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
             if checkpoint is not None:
                 _keep(checkpoint, model, optimizer, rows, best)
+            if objective is None and len(rows) * len(data) >= SLOW_START * recipe.batch_size:
+                _check_alive(rows, recipe.epochs, data.labels, recipe, halves=1 if attack is None else 2)
+    if objective is None:  # of another loss, nobody knows here what it is at a guess
+        _check_alive(rows, len(rows), data.labels, recipe, halves=1 if attack is None else 2)
     if best:
         model.load_state_dict(best)
     model.eval()
@@ -236,17 +240,17 @@ def _augmented(images: Tensor, how: Augment | None) -> Tensor:
     return images
 
 
-def _check_alive(rows: list[dict[str, float]], labels: Any, recipe: Recipe, *, halves: int) -> None:
-    """Raise ``ValueError`` where a training learned nothing for half of its epochs in a row, and for 3 at least.
+def _check_alive(rows: list[dict[str, float]], epochs: int, labels: Any, recipe: Recipe, *, halves: int) -> None:
+    """Raise ``ValueError`` where nothing was learned for half of ``epochs`` in a row up to now, and for 3 at least.
 
     That is: the loss within ``AT_A_GUESS`` of that of answering every image with the class shares, ln K for K classes
     of one size and twice that with an attack, or above; and an accuracy that guessing the largest class has too, within
-    two standard errors. A slow start ends sooner, and an adversary that is too strong leaves the clean accuracy above.
+    two standard errors. An adversary that is too strong leaves the accuracy on clean images above.
     """
     shares = torch.as_tensor(labels).bincount().double() / len(labels)
     guess, largest = halves * torch.special.entr(shares).sum().item(), shares.max().item()
     lucky = largest + 2 * math.sqrt(largest * (1 - largest) / len(labels))
-    watched = max(3, math.ceil(recipe.epochs / 2))
+    watched = max(3, math.ceil(epochs / 2))
     last = [row["loss"] > (1 - AT_A_GUESS) * guess and row["accuracy"] <= lucky for row in rows[-watched:]]
     if len(last) == watched and all(last):
         raise ValueError(

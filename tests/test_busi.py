@@ -168,16 +168,18 @@ def test_exact_bits_do_not_depend_on_affine_brightness():
         duplicates.perceptual_hash(small[:, ::2])
 
 
-@given(st.integers(0, 30), st.integers(0, 12), st.integers(1, 40), st.integers(0, 5))
-def test_pairs_equal_the_plain_definition(count, within, block, seed):
-    hashes = np.random.default_rng(seed).random((count, 15)) < 0.5
+@given(st.integers(0, 30), st.integers(0, 12), st.integers(1, 40), st.integers(0, 5), st.booleans())
+def test_pairs_equal_the_plain_definition(count, within, block, seed, otherwise):
+    hashes, seen = np.random.default_rng(seed).random((2, count, 15)) < 0.5
+    others = seen if otherwise else hashes
     expected = [
         [i, j, bits]
         for i in range(count)
         for j in range(i + 1, count)
-        if (bits := int((hashes[i] != hashes[j]).sum())) <= within
+        if (bits := int((hashes[i] != others[j]).sum())) <= within
     ]
-    assert sorted(duplicates.near_pairs(hashes, within, block=block).tolist()) == expected
+    found = duplicates.near_pairs(hashes, within, seen if otherwise else None, block=block)
+    assert sorted(found.tolist()) == expected
 
 
 @given(st.integers(0, 30), st.integers(1, 4), st.integers(0, 5))

@@ -571,7 +571,7 @@ def fair_folds(cells, folds, shuffle):
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=shuffle)
     tested = {frozenset(test) for _, test in splitter.split(cells.labels, cells.labels, cells.groups)}
     shares = {fold: np.bincount(cells.labels[list(fold)], minlength=2) / np.bincount(cells.labels) for fold in tested}
-    usable = {fold for fold in tested if 0 < shares[fold].min() and shares[fold].max() < 1}
+    usable = {fold for fold in tested if shares[fold].min() > 0 and shares[fold].max() < 1}
     return {fold for fold in usable if shares[fold].min() >= 0.5 / folds} or usable
 
 
@@ -946,6 +946,10 @@ def test_real_near_duplicates_are_joined(real_key, decoded):
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True) + 1e-9
     one, other = np.nonzero(np.triu(pixels @ pixels.T > ALIKE.get(real_key, 0.998), 1))
     assert (scans.groups[one] == scans.groups[other]).all()
+    square = pixels.reshape(-1, 32, 32) if scans.channels == 1 else pixels.reshape(-1, 3, 32, 32)
+    for axes in ((-1,), (-2,), (-1, -2)):  # mirrored, upside down, both
+        one, other = np.nonzero(np.triu(pixels @ np.flip(square, axes).reshape(pixels.shape).T > 0.995, 1))
+        assert (scans.groups[one] == scans.groups[other]).all()
     for label in range(len(scans.classes)):  # strangers are not
         assert len(set(scans.groups[scans.labels == label])) > 0.1 * (scans.labels == label).sum() or real_key == "cnmc"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hpatlib import data, models
 from hpatlib.data import brain_mri, chest_ct, chest_xray, duplicates, images
@@ -256,6 +256,22 @@ def test_neighbours_in_number_that_are_alike_stay_together(tmp_path):
     assert len(set(images._grouped(replace(source, near=0), apart))) == len(apart)  # other folders do not follow
 
 
+@pytest.mark.parametrize(
+    ("key", "name"), [("brain_mri", "Training/notumor/Tr-no"), ("chest_ct", "Normal cases/Normal")]
+)
+def test_brain_mri_slices_stay_with_their_mirrored_copies(tmp_path, key, name):
+    folder, numbered = tree(tmp_path, key), " case ({}).jpg" if key == "chest_ct" else "_0{}.jpg"
+    first = draw(folder / f"{name}{numbered.format(100)}", 50)
+    turned = (ImageOps.mirror, ImageOps.flip, lambda picture: picture.rotate(180))
+    for n, turn in enumerate((*turned, lambda picture: picture.rotate(90)), 1):
+        turn(Image.open(first)).save(folder / f"{name}{numbered.format(100 + 50 * n)}", quality=90)
+    slices = load(tmp_path, key)
+    whose = {path.split(name)[-1]: group for path, group in zip(slices.ids, slices.groups, strict=True) if name in path}
+    copies = [whose[numbered.format(100 + 50 * n)] for n in range(4)]
+    assert len(set(copies)) == (1 if key == "brain_mri" else 4)
+    assert whose[numbered.format(300)] not in copies  # nobody turned them by a quarter
+
+
 @pytest.mark.parametrize("key", PHANTOMS)
 def test_the_classes_get_the_sizes_of_the_slides(tmp_path, key, monkeypatch):
     """A seeded draw from the larger class, as many as the document has or as there are of the smaller one."""
@@ -304,9 +320,10 @@ def test_what_is_new_decides_the_cache_entry_and_nothing_else_does(tmp_path):
     folder, cache = tmp_path / "chest_ct", tmp_path / "cache"
     items = chest_ct.slices(folder)
     plain = replace(chest_ct.SOURCE, pad=False, follow=None)
-    for source in (plain, replace(plain, pad=True), replace(plain, follow=80), chest_ct.SOURCE, replace(plain, each=7)):
+    new = [{"pad": True}, {"follow": 80}, {"mirror": 20}]
+    for source in (plain, *(replace(plain, **fields) for fields in new), chest_ct.SOURCE, replace(plain, each=7)):
         images.cached(source, "all", folder, items, size=8, cache=cache)
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == 4
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 5
 
 
 # PneumoniaMNIST
@@ -404,7 +421,7 @@ def test_the_published_split_of_the_real_brain_mri_leaks():
     slices = load(REAL, "brain_mri")
     parts = np.array([item.path.parts[-3] for item in brain_mri.slices(REAL / "brain_mri")])
     training, testing = (slices.groups[parts == part] for part in ("Training", "Testing"))
-    assert np.isin(testing, training).mean() > 0.2 or len(testing) < 100
+    assert np.isin(testing, training).mean() > 0.5 or len(testing) < 100  # 491 of 780, and every one without a tumour
 
 
 @needs("chest_xray")

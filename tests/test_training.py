@@ -159,15 +159,15 @@ def unchanged(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> t
 
 @pytest.mark.parametrize("attack", [None, unchanged])
 @pytest.mark.parametrize("data", [bright_or_dark(), unequal(bright_or_dark())], ids=["balanced", "unequal"])
-@pytest.mark.parametrize(("epochs", "stops"), [(2, None), (3, 3), (5, 3), (8, 4), (9, 5)])
-def test_a_dead_training_stops_after_half_of_its_epochs_and_three_at_least(data, attack, epochs, stops):
+@pytest.mark.parametrize(("epochs", "stops"), [(2, None), (3, 3), (5, 5), (60, 50), (120, 60)])
+def test_a_dead_training_stops_after_half_of_its_epochs_once_a_slow_start_would_be_over(data, attack, epochs, stops):
     steps, model = [], Dead()
     model.register_forward_pre_hook(lambda module, _: steps.append(1) if module.training else None)
     recipe = Recipe(epochs=epochs, batch_size=len(data))
     if stops is None:
         fit(model, data, recipe, attack=attack)
         return
-    with pytest.raises(ValueError, match=rf"nothing was learned in {stops} epochs: .* of a guess .*; lower lr=0\.001"):
+    with pytest.raises(ValueError, match=rf"nothing was learned in \d+ epochs: .* of a guess .*; lower lr=0\.001"):
         fit(model, data, recipe, attack=attack)
     assert len(steps) == stops
 
@@ -187,7 +187,7 @@ def test_a_dead_training_stops_after_half_of_its_epochs_and_three_at_least(data,
 def test_signs_of_life(losses, accuracies, dead):
     rows = [{"loss": loss, "accuracy": accuracy} for loss, accuracy in zip(losses, accuracies, strict=True)]
     with pytest.raises(ValueError, match="nothing was learned") if dead else nullcontext():
-        _check_alive(rows, np.arange(400) % 2, Recipe(epochs=8), halves=1)
+        _check_alive(rows, 8, np.arange(400) % 2, Recipe(), halves=1)
 
 
 def test_bad_recipes_and_empty_sets_are_refused():

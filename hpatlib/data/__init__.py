@@ -88,11 +88,13 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
     by="random" is scikit-learn's plain `train_test_split`, as the ultrasound report has it: neither stratified nor
     aware of patients, it leaks whatever is there twice, and exists to show how much that flatters.
 
-    With the first two, consecutive seeds rotate through the folds. Seeds 0 … k - 1 are one round: they share a shuffle
-    and test on its k folds in turn, in the order of the names of their largest groups, so that each image is tested
-    once. The next k seeds are a round with another shuffle. Folds with less than half of a class's share are left out
-    (k is what the first shuffle leaves). Where each fold has one of k outstanding groups, such as the three healthy
-    subjects of C-NMC who have nearly all the cells, seed n tests on the same of them in every round.
+    By patient, consecutive seeds rotate through the folds. Seeds 0 … k - 1 are one round: they share a shuffle and test
+    on its k folds in turn, in the order of the names of their largest groups, so that each image is tested once. The
+    next k seeds are a round with another shuffle, which deals out anew what is alike in size. Where each fold has one
+    of k outstanding groups, such as the three healthy subjects with nearly all healthy cells in part of C-NMC, seed n
+    tests on the same of them in every round. By image, each seed is a shuffle of its own.
+
+    Folds with less than half of a class's share are left out: k is what the first shuffle leaves of round(1 / test).
 
     Raises ValueError for another `by`, a `test` outside (0, 0.5], and when no fold has every class on both sides.
     """
@@ -118,20 +120,23 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
     def usable(sides: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
         return [(left, right) for left, right in sides if smallest(left) > 0 and smallest(right) > 0]
 
-    def rotation(shuffle: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def shuffled(shuffle: int) -> list[tuple[np.ndarray, np.ndarray]]:
         kfold = StratifiedGroupKFold(folds, shuffle=True, random_state=shuffle)
         found = usable(list(kfold.split(groups, labels, groups)))
         fair = [(left, right) for left, right in found if smallest(right) >= 0.5 / folds]
-        return sorted(fair or found, key=largest)
+        return fair or found
 
     sides, turn = [], 0
     if by == "random":
         if len(labels) > 1 and counts.all():
             sides = usable([train_test_split(np.arange(len(labels)), test_size=test, random_state=seed)])
     elif min(counts.min(), len(set(groups))) >= folds:
-        first = rotation(0)
-        shuffle, turn = divmod(seed, len(first) or folds)
-        sides = rotation(shuffle) if shuffle else first
+        if by == "image":
+            sides, turn = shuffled(seed), seed
+        else:
+            first = shuffled(0)
+            shuffle, turn = divmod(seed, len(first) or folds)
+            sides = sorted(shuffled(shuffle) if shuffle else first, key=largest)
     if not sides:
         named = enumerate(zip(counts, images.classes, strict=True))
         found = (f"{n} {name} in {len(set(groups[labels == i]))} groups" for i, (n, name) in named)

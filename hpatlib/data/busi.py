@@ -24,6 +24,7 @@ NEAR = 80
 # Scans of one lesion often have neighbouring numbers: beyond 80 and up to 98 all six such pairs show one, at 100 the
 # first strangers are alike. Of pairs 30 numbers apart 0.1 % are.
 FOLLOW = 98
+ALSO = {"malignant (6)": "malignant (5)"}  # the end and the start of two chains that show one lesion, at 108 bits
 CONTRADICTED = {"benign (433)", "malignant (145)"}  # equal in every pixel: nobody can learn, or be right, on both
 
 
@@ -34,7 +35,7 @@ def scans(folder: Path) -> list[Item]:
     an image, and when there is more than one copy of the data set.
     """
     paths = [path for path, mask in _files(folder) if not mask and path.stem not in CONTRADICTED]
-    items = [Item(path, CLASSES.index(path.parent.name), path.stem) for path in paths]
+    items = [Item(path, CLASSES.index(path.parent.name), ALSO.get(path.stem, path.stem)) for path in paths]
     return complete(items, CLASSES, title=f"BUSI under {folder}")
 
 

@@ -33,16 +33,18 @@ def same_pairs(images: np.ndarray) -> np.ndarray:
     return np.stack([first[which], here, np.zeros_like(here)], axis=1)
 
 
-def near_pairs(hashes: np.ndarray, within: int, *, block: int = 2048) -> np.ndarray:
+def near_pairs(hashes: np.ndarray, within: int, others: np.ndarray | None = None, *, block: int = 2048) -> np.ndarray:
     """All pairs i < j of hashes bool [N, bits] that differ in at most `within` bits: int64 [pairs, 3] of i, j, bits.
 
+    `others`, bool [N, bits]: hashes of the same images seen otherwise, such as mirrored; j is then one of these.
     `block` hashes at a time are compared with all others, so memory stays at about block × N × 8 bytes.
     """
     signs = np.where(hashes, 1, -1).astype(np.float32)
+    against = signs if others is None else np.where(others, 1, -1).astype(np.float32)
     found = [np.empty((0, 3), np.int64)]
     for start in range(0, len(signs), block):
         # The product counts equal bits minus different ones; float32 is exact for such small integers.
-        differ = (signs.shape[1] - signs[start : start + block] @ signs[start:].T).astype(np.int64) // 2
+        differ = (signs.shape[1] - signs[start : start + block] @ against[start:].T).astype(np.int64) // 2
         i, j = np.nonzero(np.triu(differ <= within, 1))
         found.append(np.stack([i + start, j + start, differ[i, j]], axis=1))
     return np.concatenate(found)

@@ -185,8 +185,8 @@ class Source:
     phantom).
 
     `near`: images whose perceptual hashes differ in at most so many bits share a group (None: only those that are the
-    same picture do); `follow`: the same for files that follow each other in one folder, where numbers run through the
-    patients.
+    same picture do). Where it is set, `follow` is the same for files that follow each other in one folder, as numbers
+    run through the patients, and `mirror` for one image and another that is mirrored, upside down, or both.
     `pad`: black borders make a picture square before it is resized (otherwise it is stretched). `each`: images of each
     class in the document that uses the set (None: all). For sets that are not loose image files at Kaggle: `folder`
     under the root when it is not the key, `url` of the one file, `decode` in place of the function below.
@@ -206,6 +206,7 @@ class Source:
     phantom: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
     near: int | None = None
     follow: int | None = None
+    mirror: int | None = None
     pad: bool = False
     each: int | None = None
     folder: str = ""
@@ -363,7 +364,7 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
     names = [item.path.relative_to(folder).as_posix() for item in items]
     files = [(name, item.label, item.group, *_stamp(item.path)) for name, item in zip(names, items, strict=True)]
     decided_by = [source.key, part, source.crop, size, source.mode, source.near, DECODER, files]
-    decided_by += [f"{name}={value}" for name in ("follow", "pad") if (value := getattr(source, name))]
+    decided_by += [f"{name}={value}" for name in ("follow", "mirror", "pad") if (value := getattr(source, name))]
     key = hashlib.blake2b(json.dumps(decided_by).encode(), digest_size=8).hexdigest()
     entry = Path(cache).expanduser() / f"{source.key}-{part}-{size}px-{key}"
     if not entry.is_dir():
@@ -398,14 +399,25 @@ def _grouped(source: Source, items: Sequence[Item]) -> list[str]:
     small = _decoded(source, items, size=duplicates.SIDE, mode=source.mode, progress=False)
     pairs = [duplicates.same_pairs(small)]
     if source.near is not None:
-        hashes = duplicates.perceptual_hash(small.mean(1))
-        pairs.append(duplicates.near_pairs(hashes, source.near))
-    if source.near is not None and source.follow is not None:
+        pairs += _near(source, items, small.mean(1))
+    return duplicates.merge([item.group for item in items], np.concatenate(pairs))
+
+
+def _near(source: Source, items: Sequence[Item], small: np.ndarray) -> list[np.ndarray]:
+    """The pairs of near-duplicates that the rules of the source find among grey images [N, 32, 32]."""
+    from hpatlib.data import duplicates
+
+    hashes = duplicates.perceptual_hash(small)
+    pairs = [duplicates.near_pairs(hashes, source.near or 0)]
+    if source.mirror is not None:
+        for view in (small[:, :, ::-1], small[:, ::-1], small[:, ::-1, ::-1]):
+            pairs.append(duplicates.near_pairs(hashes, source.mirror, duplicates.perceptual_hash(view)))
+    if source.follow is not None:
         folders = np.array([str(item.path.parent) for item in items])
         bits = (hashes[1:] != hashes[:-1]).sum(1)
         first = np.flatnonzero((bits <= source.follow) & (folders[1:] == folders[:-1]))
         pairs.append(np.stack([first, first + 1, bits[first]], axis=1))
-    return duplicates.merge([item.group for item in items], np.concatenate(pairs))
+    return pairs
 
 
 def _decoded(source: Source, items: Sequence[Item], **options) -> np.ndarray:
