@@ -6,7 +6,8 @@ GLCM loss keeps that picture's texture near the original's. The whole chain F âˆ
 and C; these are ours.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -64,6 +65,13 @@ class Repaint(nn.Module):
             last,
         )
 
+    @property
+    def last(self) -> nn.Conv2d:
+        """The convolution that proposes r."""
+        layer = self.propose[-1]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
+
     def forward(self, images: Tensor) -> Tensor:
         t = self.strength * torch.tanh(self.propose(2 * images - 1))  # [B, outputs, H, W]
         # max(0, t) written as (t + |t|) / 2: at the start, t = 0, every pixel then has slope 1/2 in t and none is dead.
@@ -85,6 +93,11 @@ class Assimilated(nn.Module):
         self.colour = Repaint(3, strength=strength)
         self.network = network
 
+    def front(self) -> Iterator[nn.Parameter]:
+        """The parameters of T and C, which may learn at a rate of their own (``Recipe.front_lr``)."""
+        yield from self.texture.parameters()
+        yield from self.colour.parameters()
+
     def colour_image(self, images: Tensor) -> Tensor:
         """C(T(x)): the picture the backbone sees, ``[B, 3, H, W]`` in [0, 1]."""
         _check_grey(images)
@@ -92,6 +105,47 @@ class Assimilated(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(self.colour_image(images))
+
+
+def repaint_at_random(model: Assimilated, images: Iterable[Tensor], spread: float) -> None:
+    """Give T and C random weights for good, such that pictures are coloured as much as ``spread`` says; in place.
+
+    Both keep the random first layers that they were made with and get random last ones (PyTorch's default), drawn from
+    torch's global generator; then one factor on both last layers is sought by bisection until the mean channel spread
+    of the pictures of ``images``, batches ``[B, 1, H, W]``, is ``spread`` to a thousandth of it. Their parameters need
+    no gradient afterwards: training leaves them as they are. Raises ``ValueError`` where random colours do not reach
+    ``spread``.
+    """
+    check_number("spread", spread, lambda share: 0 < share < 1, "lie between 0 and 1, both excluded")
+    lasts = [module.last for module in (model.texture, model.colour)]
+    for last in lasts:
+        last.reset_parameters()
+    drawn = [(parameter, parameter.detach().clone()) for last in lasts for parameter in last.parameters()]
+    batches = list(images)
+
+    @torch.no_grad()
+    def excess(log: float) -> float:
+        for parameter, value in drawn:
+            parameter.copy_(value * math.exp(log))
+        found = torch.cat([channel_spread(model.colour_image(batch)) for batch in batches])
+        return float(found.mean()) - spread
+
+    low, high = -10.0, 10.0
+    if not excess(low) < 0 < excess(high):
+        reached = excess(high) + spread
+        raise ValueError(f"random colours spread by {reached:.3f} at most on these images, found spread={spread}")
+    for _ in range(60):
+        middle = (low + high) / 2
+        if abs(found := excess(middle)) < 1e-3 * spread:
+            break
+        low, high = (middle, high) if found < 0 else (low, middle)
+    for parameter in model.front():
+        parameter.requires_grad_(False)
+
+
+def channel_spread(pictures: Tensor) -> Tensor:
+    """How coloured ``pictures [B, 3, H, W]`` are: the largest less the smallest channel, mean over pixels, ``[B]``."""
+    return (pictures.amax(dim=1) - pictures.amin(dim=1)).mean(dim=(1, 2))
 
 
 class Replicated(nn.Module):

@@ -235,12 +235,16 @@ def _floor(measured: Quantity, record: Record | None, edge: float) -> str:
 def _dose(measured: Quantity, record: Record | None, least: dict[str, float]) -> str:
     if record is None:
         return ""
+    treated = [record.header.models[m] for m in used(measured, record) if record.header.models[m].dose]
     for name, minimum in least.items():
-        doses = [record.header.models[m].dose.get(name) for m in used(measured, record) if record.header.models[m].dose]
-        given = [dose for dose in doses if dose is not None]
-        if not given:
+        arms: dict[str, list[float]] = {}  # by run, whatever its seed: one treatment must not stand in for another
+        for m in treated:
+            if name in m.dose:
+                arm = json.dumps({key: value for key, value in m.run.items() if key != "seed"}, sort_keys=True)
+                arms.setdefault(arm, []).append(m.dose[name])
+        if not arms:
             return f"no dose {name!r} was recorded"
-        if (mean := sum(given) / len(given)) < minimum:
+        if (mean := min(sum(doses) / len(doses) for doses in arms.values())) < minimum:
             return f"the treatment was not given: {name} is {mean:.4f}, and {minimum:g} is needed"
     return ""
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from hpatlib import attacks, data, models, training
 from hpatlib._files import write
-from hpatlib.assimilation import Assimilated, Objective, Replicated
+from hpatlib.assimilation import Assimilated, Objective, Replicated, repaint_at_random
 from hpatlib.data.images import ImageSet, home
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import convert_mixbn
@@ -60,6 +60,7 @@ class Run:
 
     For grey images and a backbone that sees colours, ``front`` says how they become coloured: ``"replicated"`` or
     ``"assimilated"`` (None: the backbone's filters are summed over colours); ``objective``: equation 18's loss.
+    ``spread``: T and C are random and stay so, with this mean channel spread (``assimilation.repaint_at_random``).
 
     A recipe with patience keeps an eighth of the training images for validation. Raises ``ValueError`` where these
     contradict each other.
@@ -84,6 +85,7 @@ class Run:
     front: Literal["replicated", "assimilated"] | None = None
     objective: Objective | None = None
     static: Literal["continued", "mixed"] | None = None
+    spread: float | None = None
 
     def __post_init__(self) -> None:
         training.plain_numbers(self)
@@ -101,6 +103,8 @@ class Run:
             raise ValueError(f"unknown front {self.front!r}: choose one of {', '.join(FRONTS)}, or None")
         if self.objective is not None and (self.front != "assimilated" or self.adversary is not None):
             raise ValueError('equation 18 needs front="assimilated" and no adversary')
+        if self.spread is not None and (self.front != "assimilated" or self.objective is not None):
+            raise ValueError('a random repaint (spread) needs front="assimilated" and no objective: nothing is adapted')
 
     @property
     def clean(self) -> "Run":
@@ -173,6 +177,9 @@ def train_or_load(
             torch.manual_seed(first)
             model = _build(run, train, run.weights, network)
             started = time.perf_counter()
+            if run.spread is not None:
+                assert isinstance(model, Assimilated)  # the front that a spread needs
+                repaint_at_random(model, (x for x, _ in train.batches(64)), run.spread)
             clean, validation = train, None
             if run.recipe.patience is not None:
                 clean, validation = data.split(train, by=run.split_by, test=1 / 8, seed=run.seed)

@@ -54,6 +54,7 @@ class Recipe:
     decay: float = 0.1  # the learning rate is multiplied by this …
     decay_every: int = 10  # … after this many epochs; the document's "every ℓ2 steps" is garbled (H26)
     patience: int | None = None  # stop after so many epochs without a lower validation loss (None: never)
+    front_lr: float | None = None  # the learning rate of a model's ``front()``, modules before a backbone (None: lr)
     augment: Augment | None = None
 
     def __post_init__(self) -> None:
@@ -64,8 +65,8 @@ class Recipe:
                 "epochs, batch_size, decay_every and patience must be whole numbers and positive (patience=None: never "
                 f"stop early), found {self}"
             )
-        if not self.lr > 0 or not self.decay > 0:
-            raise ValueError(f"lr and decay must be positive, found {self}")
+        if not self.lr > 0 or not self.decay > 0 or (self.front_lr is not None and not self.front_lr > 0):
+            raise ValueError(f"lr, front_lr and decay must be positive, found {self}")
         if self.augment not in (None, *get_args(Augment)):
             known = ", ".join(get_args(Augment))
             raise ValueError(f"unknown augment {self.augment!r}: choose one of {known}, or None")
@@ -155,7 +156,7 @@ def fit(
     for side in (data, validation):
         if side is not None:
             _check_labels(model, side, device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    optimizer = torch.optim.Adam(_groups(model, recipe))
     best: dict[str, Tensor] = {}
     rows = _restore(checkpoint, model, optimizer, best) if checkpoint is not None else []
     total, initial = recipe.epochs * len(data), len(rows) * len(data)
@@ -168,7 +169,7 @@ def fit(
             torch.manual_seed(_epoch_seed(seed, epoch))  # dropout and attacks without a generator of their own
             shuffle = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * recipe.decay ** (epoch // recipe.decay_every)
+                group["lr"] = group["first_lr"] * recipe.decay ** (epoch // recipe.decay_every)
             model.train()
             totals = torch.zeros(3, device=device)  # loss and hits, summed on the device: no wait inside the loop
             for images, labels in data.batches(recipe.batch_size, generator=shuffle, device=device):
@@ -203,6 +204,24 @@ def fit(
         model.load_state_dict(best)
     model.eval()
     return rows
+
+
+def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The parameters in groups of one learning rate: ``front()`` and the rest where the recipe tells them apart.
+
+    Raises ``ValueError`` for a recipe with ``front_lr`` and a model without a ``front``.
+    """
+    if recipe.front_lr is None:
+        return [{"params": list(model.parameters()), "first_lr": recipe.lr}]
+    if not callable(front := getattr(model, "front", None)):
+        raise ValueError(
+            f"front_lr={recipe.front_lr} needs a model with a front(), such as Assimilated, found a "
+            f"{type(model).__name__}: leave front_lr out"
+        )
+    modules = list(front())
+    apart = {id(parameter) for parameter in modules}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+    return [{"params": rest, "first_lr": recipe.lr}, {"params": modules, "first_lr": recipe.front_lr}]
 
 
 @torch.no_grad()
@@ -315,7 +334,9 @@ def _restore(
     with safe_open(path, framework="pt") as file:
         rows = json.loads(file.metadata()["rows"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    parameters = list(model.parameters())
+    parameters = [
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ]  # as they are numbered
     state: dict[int, dict[str, Tensor]] = {}
     weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -1,6 +1,7 @@
 """Figures and tables of the slides' results."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,15 +11,24 @@ from matplotlib.lines import Line2D
 from hpatlib import documents
 from hpatlib.data import SOURCES
 from hpatlib.documents.assimilation.quantities import (
+    ADVERSARIAL,
+    FREE,
+    LEAST,
+    LONG,
     MEDICAL,
+    MOST,
     PAIR,
-    SMALLEST,
+    RANDOM,
+    TRANSFERRED,
     WORST,
+    apparent_margin,
     levels,
+    octaves,
     printed,
     signs,
     strength,
 )
+from hpatlib.outcomes import Cells, Outcomes, Unmeasured
 from hpatlib.plots import base, charts
 from hpatlib.plots.base import STYLE, Figure, Table
 from hpatlib.plots.charts import Style
@@ -34,14 +44,22 @@ PAINT = {
 TRAININGS = {
     "assimilated": Style("domain assimilation", "#0072B2", "s", "-"),
     "vanilla": Style("vanilla transfer learning", "#777777", "o", (0, (4, 2))),
-    "without GLCM loss": Style("assimilation without GLCM loss", "#D55E00", "D", (0, (1, 1.2))),
+    FREE: Style("assimilation without GLCM loss", "#D55E00", "D", (0, (1, 1.2))),
+    "α = 0.9": Style("assimilation, α = 0.9", "#56B4E9", "v", (0, (3, 1, 1, 1))),
+    "α = 0.1": Style("assimilation, α = 0.1", "#CC79A7", "^", (0, (3, 1, 1, 1))),
+    RANDOM: Style("random repaint", "#E69F00", "X", (0, (5, 1))),
+    ADVERSARIAL: Style("adversarial training at 1/255", "#009E73", "P", "-."),
 }
-WORDS = {"PGD, restarts": "PGD,\nrestarts", "transferred PGD": "PGD,\ntransferred", "worst of all": "worst\nof all"}
+READINGS = {
+    "PGD": "each attacked through its own gradients",
+    LONG: "the same with steps of 2/255 at every ε",
+    TRANSFERRED: "made on the vanilla model, shown to both",
+}
 
 
 def painted(record: Record) -> dict[str, tuple[str, str]]:
     """Colour and marker of every attack that a record holds along ε, those the slides do not have included."""
-    there = [name for name in record.outcomes.values("attack") if name not in ("none", *WORST)]
+    there = [name for name in record.outcomes.values("attack") if name not in ("none", WORST, TRANSFERRED, LONG)]
     spare = zip(charts.PAINT[3:], charts.MARKERS[4:], strict=False)
     return {name: PAINT.get(name) or next(spare) for name in there}
 
@@ -61,13 +79,12 @@ def frames(cells: Mapping[tuple[str, ...], Estimate], *columns: str) -> tuple[pd
     return pd.DataFrame(table), pd.DataFrame(each, columns=[*columns, "value"])
 
 
-def strengths(record: Record, trainings: Sequence[str] = ("assimilated", "vanilla")) -> Figure:
-    """Accuracy against ε, a panel a data set and a network; a colour an attack, a line style one of ``trainings``.
+def strengths(record: Record) -> Figure:
+    """Accuracy against ε, a panel a data set and a network; a colour an attack, a line style a training.
 
-    Solid: domain assimilation, dashed: vanilla, as on the slides; dotted: without the GLCM loss. Lines start at the
-    accuracy on clean images.
+    Solid: domain assimilation, dashed: vanilla, as on the slides. Lines start at the accuracy on clean images.
     """
-    paint = painted(record)
+    paint, trainings = painted(record), PAIR[::-1]
     attacked = record.outcomes.where(training=list(trainings), attack=["none", *paint])
     table = attacked.accuracy.table()
     looks = {
@@ -89,7 +106,7 @@ def strengths(record: Record, trainings: Sequence[str] = ("assimilated", "vanill
             told.append(f"{_panel(*panel)}: {'; '.join(lines)}")
             axis.axhline(0.5, color="#555555", lw=0.8, ls=":")
             axis.set_ylim(-0.03, 1.03)
-            axis.tick_params(axis="x", labelsize=6.5)
+            axis.tick_params(axis="x", labelsize=6, labelrotation=45)
         for axis in grid[-1]:
             axis.set_xlabel("ε, in 1/255")
         for axis in grid[:, 0]:
@@ -107,32 +124,146 @@ def strengths(record: Record, trainings: Sequence[str] = ("assimilated", "vanill
         )
 
 
+def curves(record: Record) -> Figure:
+    """The share of images that stand at each ε, from the smallest ε of each image; a panel a data set and a network."""
+    o = record.outcomes.where(attack="none", eps=strength(0))
+    ticks = [LEAST * 2**k for k in range(round(np.log2(MOST / LEAST)) + 1)]
+    table = pd.concat([_standing(o, level).table().assign(eps=f"{level:g}") for level in ticks])
+    panels = list(table.groupby(["dataset", "network"], sort=False))
+    medians = o.rows.groupby(["dataset", "network", "training"], observed=True, sort=False)["smallest"].median()
+    with plt.style.context(STYLE):
+        canvas, grid = _grid([key for key, _ in panels])
+        told = []
+        for axis, (panel, shown) in zip(grid.flat, panels, strict=False):
+            lines = charts.lines(axis, shown, "eps", "training", TRAININGS)
+            middle = ", ".join(f"{training} {medians[(*panel, training)]:.3g}" for training in o.values("training"))
+            told.append(f"{_panel(*panel)}: {'; '.join(lines)}; median of the smallest ε: {middle}")
+            axis.set_ylim(-0.03, 1.03)
+            axis.tick_params(axis="x", labelsize=6, labelrotation=45)
+        for axis in grid[-1]:
+            axis.set_xlabel("ε, in 1/255")
+        for axis in grid[:, 0]:
+            axis.set_ylabel("share that stands")
+        charts.legend(canvas, grid[0][0], 2)
+        return base.finish(
+            canvas,
+            "How many images stand at each ε: right when clean, and not changed by what PGD finds from there down by "
+            "bisection. The area below a curve is what claims compare, in octaves (doublings of ε). Bars: 95 % "
+            f"intervals over trainings and images. {base.label(record)}.",
+            f"Line charts of the share of images that stand against ε in 1/255. {'. '.join(told)}.",
+        )
+
+
+def _standing(o: Outcomes, level: float) -> Cells:
+    """The share of images whose smallest ε lies above ``level`` grey levels."""
+    return replace(o, rows=o.rows.assign(stands=(o.rows["smallest"] > level).astype(float))).mean("stands")
+
+
+def dose(record: Record) -> Figure:
+    """What each training withstands against how much it colours pictures: a small point a training, a large one a kind.
+
+    Left: octaves of ε; right: the share of images that stand at ε = 0.25/255. The line: the dose that claims need.
+    """
+    o = octaves(record.outcomes)
+    seen = {(m.run["dataset"], m.network, m.seed, _kind(record, n)): m.dose for n, m in enumerate(record.header.models)}
+    sides = {
+        "octaves of ε above 1/32 of 255": o.mean("octaves").each(),
+        "share that stands at 0.25/255": _standing(o, 0.25).each(),
+    }
+    needed = documents.toml("assimilation", "claims")["gates"]["dose"]["channel_spread"]
+    with plt.style.context(STYLE):
+        canvas, axes = plt.subplots(1, 2, figsize=(7.2, 2.9))
+        told = []
+        for axis, (title, each) in zip(axes, sides.items(), strict=True):
+            where = zip(each["dataset"], each["network"], each["seed"], each["training"], strict=True)
+            each = each.assign(dose=[seen[key].get("channel_spread", 0.0) for key in where])
+            for training, look in TRAININGS.items():
+                mine = each[each["training"] == training]
+                if mine.empty:
+                    continue
+                axis.plot(mine["dose"], mine["value"], look.marker, color=look.colour, ms=3, alpha=0.5)
+                middle = mine[["dose", "value"]].mean()
+                axis.plot(*middle, look.marker, color=look.colour, ms=7, mec="#222222", mew=0.6, label=look.label)
+                told.append(f"{look.label}: spread {middle['dose']:.3f}, {title} {middle['value']:.2f}")
+            axis.axvline(needed, color="#555555", lw=0.8, ls=":")
+            axis.set(xlabel="dose: channel spread, of 1", ylabel=title)
+        charts.legend(canvas, axes[0], 2)
+        return base.finish(
+            canvas,
+            "What models withstand against their dose, how far apart the channels of the pictures are that the "
+            "backbone sees. Small points: trainings; large ones: their means. Dotted: the dose that claims about "
+            f"domain assimilation need. {base.label(record)}.",
+            f"Two scatter charts. {'; '.join(told)}.",
+        )
+
+
+def _kind(record: Record, model: int) -> str:
+    """The training that a model of the record stands for."""
+    rows = record.outcomes.rows
+    return str(rows.loc[rows["model"] == model, "training"].iloc[0])
+
+
 def survival(record: Record) -> Figure:
-    """Accuracy under the adaptive attacker, a panel a data set and a network, side by side both trainings."""
-    worst = record.outcomes.where(attack=list(WORST), eps=SMALLEST).accuracy
+    """Accuracy under the standard attacks together, a panel a data set and a network, side by side the trainings."""
+    worst = record.outcomes.where(attack=WORST).accuracy
     table, each, s = worst.table(), worst.each(), _settings(record)
-    looks = {name: TRAININGS[name] for name in PAIR}
     panels = list(table.groupby(["dataset", "network"], sort=False))
     with plt.style.context(STYLE):
         canvas, grid = _grid([key for key, _ in panels])
         told = []
         for axis, (panel, shown) in zip(grid.flat, panels, strict=False):
             mine = each[(each["dataset"] == panel[0]) & (each["network"] == panel[1])]
-            points = charts.points(axis, shown, mine, "attack", "training", looks, names=WORDS)
+            points = charts.points(axis, shown, mine, "eps", "training", TRAININGS)
             told.append(f"{_panel(*panel)}: {'; '.join(points)}")
             axis.set_ylim(-0.03, 1.03)
-            axis.tick_params(axis="x", labelsize=6.5)
         for axis in grid[:, 0]:
-            axis.set_ylabel(f"accuracy at ε = {SMALLEST}")
+            axis.set_ylabel("accuracy")
         charts.legend(canvas, grid[0][0], 2)
         return base.finish(
             canvas,
-            f"Accuracy at ε = {SMALLEST} under an adaptive attacker. Transferred: made on the other training's model. "
-            "Worst of all: right under every one of these, FGSM, and PGD at smaller ε. Bars: 95 % intervals over "
-            f"trainings and images; small points: each training. PGD: {s['restarts']} × {s['iterations']} steps; "
-            f"Square: {s['queries']} queries. {base.label(record)}.",
-            f"Dot chart of accuracy at ε = {SMALLEST}. {'. '.join(told)}.",
+            "Accuracy under the worst of the standard attacks: PGD with restarts, Auto-PGD on two losses, FAB, the "
+            "Square attack, and Auto-PGD made on another training's model. Bars: 95 % intervals over trainings and "
+            f"images; small points: each training. PGD: {s['restarts']} starts; Square: {s['queries']} queries. "
+            f"{base.label(record)}.",
+            f"Dot charts of accuracy. {'. '.join(told)}.",
         )
+
+
+def felled(record: Record) -> Table:
+    """Which of the standard attacks was the first to fell how many images."""
+    found = record.table("felled")
+    keys = ["dataset", "training", "eps"]
+    wide = found.groupby([*keys, "attack"], sort=False)["images"].sum().unstack("attack", fill_value=0).reset_index()
+    order = ["clean", "PGD", "APGD-CE", "APGD-margin", "FAB", "Square", "transfer", "stands"]
+    named = wide[[*keys, *(name for name in order if name in wide)]]
+    named = named.assign(dataset=[SOURCES[name].label for name in named["dataset"]])
+    return Table(
+        named.rename(columns={"dataset": "data", "eps": "ε", "clean": "wrong already"}),
+        "Images by the first of the standard attacks that felled them, over all trainings; they are run in this order, "
+        f"each on what still stands. {base.label(record)}.",
+    )
+
+
+def readings(record: Record) -> Table:
+    """What a reader of the results figure would see under other readings of its attacks, beside the white-box one."""
+    found: list[dict[str, str]] = []
+    best: dict[str, dict[str, float]] = {}
+    for dataset in record.outcomes.values("dataset"):
+        for attack, told in READINGS.items():
+            try:
+                margin = apparent_margin(record.outcomes, dataset=dataset, attack=attack)
+            except Unmeasured:
+                continue
+            shown = ", ".join(printed(record.outcomes.where(dataset=dataset, attack=attack)))
+            best.setdefault(dataset, {})[attack] = margin.value
+            row = {"data": _data(record, dataset), "attack": told, "ε": shown}
+            found.append(row | {"margin [95 % interval]": _number(margin, 3)})
+    nearest = "; ".join(f"{SOURCES[d].label}: {READINGS[max(m, key=m.__getitem__)]}" for d, m in best.items())
+    return Table(
+        pd.DataFrame(found),
+        "The margin that the results figure would show, domain assimilation less vanilla, mean over ε. The slides "
+        f"speak of a clear one; the largest here is under this reading: {nearest}.",
+    )
 
 
 def masking(records: Sequence[Record]) -> Table:
@@ -169,18 +300,27 @@ def _sign(
     }
 
 
-def accuracies(records: Sequence[Record]) -> Table:
-    """Accuracy by network and training: clean, and mean over the slides' ε under each attack."""
+def trainings(records: Sequence[Record]) -> Table:
+    """Each kind of training in numbers: clean accuracy, what it withstands, and its dose."""
     found = []
     for record in records:
-        accuracy, eps, attacks = record.outcomes.accuracy, printed(record.outcomes), painted(record)
-        for where in dict.fromkeys(key[:3] for key in accuracy if key[3] in attacks):
-            cells = {"clean": accuracy[(*where, "none", strength(0))]}
-            cells |= {attack: average(*(accuracy[(*where, attack, e)] for e in eps)) for attack in attacks}
-            about = {"data": _data(record, where[0]), "network": base.network(where[1]), "training": where[2]}
-            found.append(about | {name: _number(cell, 2) for name, cell in cells.items()})
-    caption = "Accuracy on clean images, and averaged over ε of 1/255 and more under each attack, with 95 % intervals."
-    return Table(pd.DataFrame(found), caption)
+        o = octaves(record.outcomes)
+        for (dataset, network, training), withstood in o.mean("octaves").items():
+            there = o.where(dataset=dataset, network=network, training=training)
+            middle = float(there.rows["smallest"].astype(float).median())
+            models = [record.header.models[m] for m in there.rows["model"].unique()]
+            row = {"data": _data(record, dataset), "network": base.network(network)}
+            row |= {"training": TRAININGS[training].label, "accuracy": _number(there.accuracy[()], 2)}
+            row |= {"octaves withstood": _number(withstood, 2), "median smallest ε, of 255": f"{middle:.3g}"}
+            for name, title in (("channel_spread", "channel spread"), ("texture", "texture distance, of 40")):
+                doses = [m.dose[name] for m in models if name in m.dose]
+                row[title] = f"{np.mean(doses):.3f}" if doses else "–"
+            found.append(row)
+    return Table(
+        pd.DataFrame(found),
+        "Accuracy on clean images; octaves of ε that the answers withstand above 1/32 of 255 (0: wrong already, 8: "
+        "more than 8/255); and the dose, what T and C do to the test images. Means with 95 % intervals.",
+    )
 
 
 def repainted(shown: Mapping[str, Mapping[str, np.ndarray]], record: Record) -> Figure:
@@ -214,7 +354,7 @@ def textures(record: Record) -> Figure:
     o = record.outcomes
     sides = ({"texture": "all five"} | base.FEATURES, {"colour": "colour"})
     looks = {
-        "without GLCM loss": Style("without GLCM loss", *TRAININGS["without GLCM loss"][1:3]),
+        FREE: Style(FREE, *TRAININGS[FREE][1:3]),
         "assimilated": Style("with GLCM loss", *TRAININGS["assimilated"][1:3]),
     }
     datasets = o.values("dataset")
@@ -258,7 +398,7 @@ def doses(record: Record) -> Table:
         {
             "data": _data(record, m.run["dataset"]),
             "network": base.network(m.network),
-            "training": "assimilated" if m.run["objective"]["alpha"] < 1 else "without GLCM loss",
+            "training": TRAININGS["assimilated" if m.run["objective"]["alpha"] < 1 else FREE].label,
             "channel spread, of 1": m.dose["channel_spread"],
             "texture distance, of 40": m.dose["texture"],
         }
@@ -285,6 +425,25 @@ def sizes(record: Record) -> Table:
         f"them (real data only), and in this profile. {record.header.profile.capitalize()} profile, "
         f"{record.header.data} data.",
     )
+
+
+def splits(record: Record) -> Figure:
+    """Clean accuracy by data set, split by patient or group and by image."""
+    accuracy = record.outcomes.where(**{"split": ["patient", "image"], "class": "both"}).accuracy
+    looks = charts.styles(["patient", "image"], {"patient": "split by patient or group", "image": "split by image"})
+    with plt.style.context(STYLE):
+        canvas, axis = plt.subplots(figsize=(5.2, 2.6))
+        names = {key: SOURCES[key].label for key in MEDICAL}
+        told = charts.points(axis, accuracy.table(), accuracy.each(), "dataset", "split", looks, names=names)
+        axis.set_ylabel("accuracy on clean images")
+        axis.axhline(0.5, color="#555555", lw=0.8, ls=":")
+        charts.legend(canvas, axis, 2)
+        return base.finish(
+            canvas,
+            "What a split by image adds to accuracy. Bars: 95 % intervals over trainings and images; small points: "
+            f"each training; thin dotted: guessing. {base.label(record)}.",
+            f"Dot chart of accuracy by data set. {'; '.join(told)}.",
+        )
 
 
 def settings(record: Record) -> Table:

@@ -7,12 +7,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import SymLogNorm
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from hpatlib.data import SOURCES
 from hpatlib.documents.assimilation.figures import frames
-from hpatlib.documents.assimilation.quantities import FLAT, HALF, SHARES, SMALLEST, STRAIGHT, WINDOW, strength
+from hpatlib.documents.assimilation.quantities import (
+    FLAT,
+    HALF,
+    LEAST,
+    MOST,
+    SHARES,
+    STRAIGHT,
+    WINDOW,
+    octaves,
+)
 from hpatlib.outcomes import Cells, Outcomes
 from hpatlib.plots import base, charts
 from hpatlib.plots.base import STYLE, Figure, Table
@@ -23,15 +32,12 @@ from hpatlib.statistics import Estimate
 if TYPE_CHECKING:
     from hpatlib.documents.assimilation.why import Map
 
-HEAD = "#E69F00"  # the ImageNet network's
 CREDIT = "Photographs: scikit-image's, CC0 or without known copyright restrictions"
 
 
 def look(domain: str, dataset: str) -> Style:
-    """How a task looks: a data set's own label and colour, but for the ImageNet network."""
+    """How a task looks: a data set's own label and colour."""
     source = SOURCES[dataset]
-    if domain == "imagenet":
-        return Style(f"{source.label},\nImageNet network", HEAD, "D", "--")
     return Style(source.label, source.colour, "o" if domain == "medical" else "D")
 
 
@@ -63,49 +69,70 @@ def attention(record: Record) -> Figure:
 
 
 def sharpness(record: Record) -> Figure:
-    """Sharpness within ε (left) and largest curvature (right), a row a task."""
-    o = record.outcomes.where(attack="none", eps=strength(0))
+    """Sharpness within ε (left) and largest curvature (right), in spreads of the logits, a row a task."""
+    o = record.outcomes
     named = {
-        "sharpness": "rise of the loss within 4/255, nats",
-        "curvature": "largest curvature, log₁₀ nats / (pixel range)²",
+        "relative": "rise of the loss within 4/255, spreads of the logits",
+        "curvature": "largest curvature, log₁₀ of squared spreads / (pixel range)²",
     }
     with plt.style.context(STYLE):
         canvas, axes = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
         told = []
         for axis, (column, title) in zip(axes, named.items(), strict=True):
             told.append(f"{title}: {_ranking(axis, o.mean(column), _looks(o))}")
-            axis.set(xlabel=title)
-        rises = o.mean("sharpness").table()
-        if (least := rises["low"].min()) > 0:
-            axes[0].set_xscale("log")
-            axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if rises["high"].max() < 30 * least else (1,)))
-            axes[0].xaxis.set_major_formatter("{x:g}")
-            axes[0].xaxis.set_minor_formatter(NullFormatter())
+            axis.set_xlabel(title, fontsize=7.5)
         return base.finish(
             canvas,
-            "How steep the loss is around test images. Left: how far PGD raises it within 4/255; right: the eigenvalue "
-            f"of the Hessian that is largest in size, {STRAIGHT} at least. Means with 95 % intervals over trainings "
-            f"and images; small points: each training. {base.label(record)}.",
+            "How steep the loss is around test images, in units of how far apart each network's own logits are. Left: "
+            "how far PGD raises it within 4/255; right: the eigenvalue of the Hessian that is largest in size, "
+            f"{STRAIGHT:g} at least. Means with 95 % intervals over trainings and images; small points: each training. "
+            f"{base.label(record)}.",
             f"Two dot charts. {'; '.join(told)}.",
         )
 
 
 def vulnerability(record: Record) -> Figure:
-    """Accuracy on clean images and under PGD at 1/255, a row a task."""
-    trained = record.outcomes.where(domain=["medical", "natural"])
-    cells = {"clean": trained.where(attack="none", eps=strength(0)), "PGD": trained.where(attack="PGD", eps=SMALLEST)}
-    named = {"clean": "accuracy on clean images", "PGD": f"accuracy under PGD at {SMALLEST}"}
+    """Accuracy on clean images, and the octaves of ε that the answers withstand, a row a task."""
+    o = octaves(record.outcomes)
+    named = {"accuracy on clean images": o.accuracy, "octaves of ε withstood above 1/32 of 255": o.mean("octaves")}
     with plt.style.context(STYLE):
         canvas, axes = plt.subplots(1, 2, figsize=(7.2, 2.4), sharey=True)
         told = []
-        for axis, (name, o) in zip(axes, cells.items(), strict=True):
-            told.append(f"{named[name]}: {_ranking(axis, o.accuracy, _looks(o))}")
-            axis.set(xlabel=named[name], xlim=(-0.02, 1.02))
+        for axis, (name, cells) in zip(axes, named.items(), strict=True):
+            told.append(f"{name}: {_ranking(axis, cells, _looks(o))}")
+            axis.set_xlabel(name)
+        axes[0].set_xlim(-0.02, 1.02)
         return base.finish(
             canvas,
-            "What PGD takes away. Means with 95 % intervals over trainings and images; small points: each training. "
-            f"{base.label(record)}.",
+            "Accuracy, and how large an ε the answers withstand: an octave is a perturbation twice as large; 0 is an "
+            "image that is wrong already or falls below 1/32 of 255. Means with 95 % intervals over trainings and "
+            f"images; small points: each training. {base.label(record)}.",
             f"Two dot charts. {'; '.join(told)}.",
+        )
+
+
+def smallest(record: Record) -> Figure:
+    """The smallest ε of each image as a curve: what share of a task's images stands at each ε."""
+    o = record.outcomes
+    with plt.style.context(STYLE):
+        canvas, axis = plt.subplots(figsize=(5.2, 3))
+        told = []
+        for domain, dataset in _tasks(o):
+            style, least = look(domain, dataset), o.where(domain=domain, dataset=dataset).rows["smallest"].astype(float)
+            eps = np.geomspace(LEAST, MOST, 65)
+            stands = [(least > level).mean() for level in eps]
+            wide = 2.2 if domain == "natural" else 1.4
+            axis.plot(eps, stands, color=style.colour, lw=wide, label=style.label.replace("\n", " "))
+            told.append(f"{style.label}: median {least.median():.3g}")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set(xlabel="ε, in 1/255", ylabel="share that stands", ylim=(-0.03, 1.03))
+        charts.legend(canvas, axis)
+        return base.finish(
+            canvas,
+            "The share of test images that are right and that PGD does not change at each ε, all trainings together; "
+            f"thick: natural images. {base.label(record)}.",
+            f"Line chart. Median of the smallest ε, in 1/255: {'; '.join(told)}.",
         )
 
 
@@ -187,18 +214,18 @@ def scores(record: Record) -> Table:
         f"area {HALF:g}": "attended area",
         "empty": "maps without mass",
         "sharpness": "rise within 4/255, nats",
+        "relative": "the same, spreads of the logits",
         "curvature": "largest curvature, log₁₀",
     }
     found = []
     for domain, dataset in _tasks(record.outcomes):
         o = record.outcomes.where(domain=domain, dataset=dataset)
-        if "attack" in o.conditions:
-            o = o.where(attack="none", eps=strength(0))
         networks = {record.header.models[m].network for m in o.rows["model"]}
         row = {"task": look(domain, dataset).label.replace("\n", " ")}
-        row |= {"network": ", ".join(map(base.network, networks)), "accuracy": "–"}
-        if domain != "imagenet":
-            row["accuracy"] = _number(o.accuracy[()])
+        row |= {"network": ", ".join(map(base.network, networks)), "accuracy": _number(o.accuracy[()])}
+        if "smallest" in o.rows:
+            row |= {"octaves withstood": _number(octaves(o).mean("octaves")[()])}
+            row |= {"median smallest ε, of 255": f"{o.rows['smallest'].astype(float).median():.3g}"}
         row |= {title: _number(o.mean(column)[()]) for column, title in columns.items() if column in o.rows}
         found.append(row | {"images a training": o.rows.groupby("model", observed=True)["image"].nunique().max()})
     return Table(

@@ -1,14 +1,16 @@
-"""The slides' experiment: transfer learning with and without domain assimilation, under four attacks.
+"""The slides' experiment: transfer learning with and without domain assimilation, and how much ε each withstands.
 
-Every attack is white-box and goes through the whole chain F ∘ B ∘ norm ∘ C ∘ T to the grey image in [0, 1] (D7). The
-slides print neither steps nor iterations (D8): BIM, MI-FGSM and PGD take the profile's ``iterations`` of ε / 4, PGD
-from a uniform start, FGSM one step of ε. An adaptive attacker then asks what the slides leave open: does a margin
-outlive attacks that need no gradient of the assimilated model?
+Every attack goes through the whole chain F ∘ B ∘ norm ∘ C ∘ T to the grey image in [0, 1] (D7). Three questions are
+asked of each pair of trainings: the slides' own (four attacks along ε), the smallest ε that changes each image's answer
+(never at a floor), and what standard attacks together leave standing, gradient-free and transferred ones among them.
+Beside the slides' two trainings stand a random repaint as strong as the learned one (is it learning that helps?) and
+adversarial training at a small ε (what does a defence give that is known to work?).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,14 +19,23 @@ from torch import Tensor, nn
 
 from hpatlib import attacks, checks, data, documents
 from hpatlib._model import device_of
-from hpatlib.assimilation import Assimilated, GLCMLoss, Objective, Repaint, grayscale
+from hpatlib.assimilation import Assimilated, GLCMLoss, Objective, Repaint, channel_spread, grayscale
 from hpatlib.data import ImageSet
 from hpatlib.documents import profiles
 from hpatlib.documents.assimilation.quantities import (
+    ADVERSARIAL,
+    ALPHAS,
+    BEYOND,
+    FEW,
+    FREE,
+    LONG,
     MEDICAL,
+    MOST,
     PAIR,
+    RANDOM,
     SMALLEST,
     TRAININGS,
+    TRANSFERRED,
     WINDOW,
     WORST,
     levels,
@@ -32,32 +43,43 @@ from hpatlib.documents.assimilation.quantities import (
 )
 from hpatlib.documents.profiles import Chosen
 from hpatlib.glcm import FEATURES
-from hpatlib.measure import Attack, Study, attacked, logits, named, rows, sample
+from hpatlib.hybrid import Adversary
+from hpatlib.measure import BATCH, Attack, Study, logits, named, rows, sample
 from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
+from hpatlib.worst_case import smallest_eps, worst_case
 
-ALPHA = 0.5  # equation 18 weighs cross-entropy by α; the slides give no value (D1)
+# The slides have one learning rate, 1e-4. From the identity it moves T and C by a thousandth of the pixel range at
+# most: nothing is adapted. With this one they colour pictures as the gate on the dose demands (D13).
+FRONT_LR = 3e-3
+ADVERSARY = Adversary(eps=1 / 255, step=0.5 / 255, iterations=3, start="uniform")
 MODULES = (("T", 1), ("C", 3))  # and their output channels
 COMPLETE = {"chest_xray": "pneumoniamnist"}  # the same radiographs, none missing, at a lower resolution
+READ = (1, 4, 8)  # the slides' ε, in grey levels, at which other readings of their attacks are measured
+LIBRARY_STEP = 2 / 255  # PGD's step where a library's user does not name one
 
 
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``backbones``: the networks under attack, with their weights; ``model`` is that of the "why" chapters.
 
     ``ladder``, ``short_ladder``: ε in grey levels of 255, for chest CT and for the other three data sets;
-    ``iterations``: of iterated attacks; ``restarts``: of the adaptive attacker's PGD; ``queries``: of the Square
-    attack, an image; ``textures``: images of each set whose textures are measured; ``natural``: the natural images that
-    real medical ones are compared with, a key of ``data.SOURCES`` (phantoms are compared with photographs).
+    ``standard``: ε in grey levels at which the standard attacks are run together, the slides' smallest and one where
+    about half of vanilla's validation images stand; ``iterations``: of iterated attacks; ``restarts``: of PGD among the
+    standard attacks; ``queries``: of their Square attack, an image; ``most``: at most so many images of a data set,
+    where the slides have more; ``textures``: images of each set whose textures are measured; ``natural``: the natural
+    images that real medical ones are compared with, a key of ``data.SOURCES`` (phantoms: photographs).
     """
 
     backbones: tuple[tuple[str, str], ...]
     ladder: tuple[float, ...]
     short_ladder: tuple[float, ...]
+    standard: tuple[float, ...]
     iterations: int
     restarts: int
     queries: int
     textures: int
     natural: str
+    most: int | None = None
 
 
 def choose(profile: str, data: str | None, seed: int) -> Chosen[Profile]:
@@ -67,9 +89,11 @@ def choose(profile: str, data: str | None, seed: int) -> Chosen[Profile]:
 
 
 def count(chosen: Chosen[Profile], dataset: str) -> int | None:
-    """How many images of a data set are used: of real ones, as many of each class as the slides have (D9)."""
-    whole = chosen.run.real and chosen.settings.count is None
-    return data.even_count(dataset) if whole else chosen.run.count
+    """How many images of a data set are used: of real ones, as many of each class as the slides have (D9), or less."""
+    if not chosen.run.real or chosen.settings.count is not None:
+        return chosen.run.count
+    even = data.even_count(dataset)
+    return min(even, chosen.settings.most or even)
 
 
 def runs(chosen: Chosen[Profile], dataset: str, model: str, weights: str) -> list[Run]:
@@ -78,20 +102,28 @@ def runs(chosen: Chosen[Profile], dataset: str, model: str, weights: str) -> lis
     return [replace(run, count=images) for run in chosen.runs(dataset=dataset, model=model, weights=weights)]
 
 
-def trained_as(run: Run, training: str) -> Run:
+def trained_as(run: Run, training: str, *, spread: float | None = None) -> Run:
     """The run of one of ``TRAININGS`` from the vanilla one: same split, same first weights, same order of batches.
 
-    Below 64 px the loss leaves out ASM, nine tenths of its cost. Raises ``ValueError`` for another name.
+    ``spread``: the mean channel spread that a random repaint is scaled to. Below 64 px the loss leaves out ASM. Raises
+    ``ValueError`` for another name, and for a random repaint without a spread.
     """
     if training not in TRAININGS:
         raise ValueError(f"unknown training {training!r}: choose one of {', '.join(TRAININGS)}")
     if training == "vanilla":
-        return replace(run, front="replicated", objective=None)
+        return run
+    if training == ADVERSARIAL:
+        return replace(run, adversary=ADVERSARY)
+    if training == RANDOM:
+        if spread is None:
+            raise ValueError("a random repaint needs the spread that it is scaled to: pass spread=")
+        return replace(run, front="assimilated", spread=spread)
     features = FEATURES if run.size >= 64 else tuple(name for name in FEATURES if name != "asm")
-    alpha = ALPHA if training == "assimilated" else 1.0
+    alpha = ALPHAS[training]
     # Without the loss its settings decide nothing, so they must not make a key of their own.
     texture = texture_loss(run.size, features=features) if alpha < 1 else GLCMLoss()
-    return replace(run, front="assimilated", objective=Objective(alpha=alpha, texture=texture))
+    recipe = replace(run.recipe, front_lr=FRONT_LR)
+    return replace(run, front="assimilated", recipe=recipe, objective=Objective(alpha=alpha, texture=texture))
 
 
 def texture_loss(size: int, *, features: tuple[str, ...] = FEATURES) -> GLCMLoss:
@@ -104,19 +136,24 @@ def texture_loss(size: int, *, features: tuple[str, ...] = FEATURES) -> GLCMLoss
     return GLCMLoss(window=min(WINDOW, size // 2), features=features)
 
 
-def with_dose(run: Run, training: str, shown: int) -> tuple[Trained, ImageSet, dict[str, np.ndarray]]:
-    """A model trained or loaded, ``shown`` of its test images, and what T and C do to them (empty for vanilla).
+def with_dose(run: Run, shown: int) -> tuple[Trained, ImageSet, dict[str, np.ndarray]]:
+    """A model trained or loaded, ``shown`` of its test images, and what T and C do to them (empty without them).
 
     Its dose: ``channel_spread``, the largest less the smallest channel, and ``texture``, the GLCM loss; means.
     """
-    trained = train_or_load(trained_as(run, training))
+    trained = train_or_load(run)
     images = sample(trained.test, shown)
-    if training == "vanilla":
+    if not isinstance(trained.model, Assimilated):
         return trained, images, {}
-    assert isinstance(trained.model, Assimilated)  # the front of every other training
     adapted = adaptation(trained.model, images)
     dose = {"channel_spread": float(adapted["colour"].mean()), "texture": float(adapted["texture"].mean())}
     return replace(trained, provenance=trained.provenance | {"dose": dose}), images, adapted
+
+
+def spread_of(trainings: Sequence[Run], shown: int) -> float:
+    """The mean channel spread of domain assimilation over its trainings, to two digits: what a random one is given."""
+    doses = [with_dose(trained_as(run, "assimilated"), shown)[0].provenance["dose"] for run in trainings]
+    return float(f"{max(0.001, np.mean([dose['channel_spread'] for dose in doses])):.2g}")
 
 
 @torch.no_grad()
@@ -134,99 +171,164 @@ def adaptation(model: Assimilated, images: ImageSet) -> dict[str, np.ndarray]:
         values = {"texture": moved.sum(dim=2).amax(dim=1)}
         for feature, part in zip(FEATURES, moved.chunk(len(FEATURES), dim=2), strict=True):
             values[feature] = part.sum(dim=2).amax(dim=1)
-        values["colour"] = (picture.amax(dim=1) - picture.amin(dim=1)).mean(dim=(1, 2))
+        values["colour"] = channel_spread(picture)
         for name, each in values.items():
             parts.setdefault(name, []).append(each.double().cpu())
     return {name: torch.cat(each).numpy() for name, each in parts.items()}
 
 
 def accuracy_vs_attack_strength(chosen: Chosen[Profile]) -> Record:
-    """The results figure: all three trainings on chest CT under every attack."""
+    """The results figure, and all seven trainings on chest CT with their doses and smallest ε."""
     return _under_attack("accuracy_vs_attack_strength", chosen, MEDICAL[:1], TRAININGS, chosen.settings.ladder)
 
 
 def all_datasets(chosen: Chosen[Profile]) -> Record:
-    """The same for the other three data sets, vanilla and assimilated."""
-    return _under_attack("all_datasets", chosen, MEDICAL[1:], PAIR, chosen.settings.short_ladder)
+    """The same for the other three data sets: vanilla, assimilated, and a random repaint."""
+    return _under_attack("all_datasets", chosen, MEDICAL[1:], FEW, chosen.settings.short_ladder)
 
 
 def _under_attack(
     chapter: str, chosen: Chosen[Profile], datasets: Sequence[str], trainings: Sequence[str], ladder: Sequence[float]
 ) -> Record:
+    """Every training is asked for its smallest ε; the slides' pair for its accuracy along the ladder too.
+
+    Table ``felled``: how many images each of the standard attacks was the first to fell, over all trainings of a kind;
+    table ``masking``: the checks for masked gradients, for the pair's first training.
+    """
     study = Study(f"assimilation/{chapter}", chosen, ("dataset", "network", "training", "attack", "eps"))
-    settings, masking = chosen.settings, []
-    for dataset in datasets:
-        for model, weights in settings.backbones:
-            for run in runs(chosen, dataset, model, weights):
-                asked = {training: with_dose(run, training, settings.shown) for training in trainings}
-                for training, (mine, images, _) in asked.items():
-                    about = {"dataset": dataset, "network": f"{model} ({weights})", "training": training}
-                    for attack, eps, answers in climbed(
-                        mine.model, images, ladder, iterations=settings.iterations, seed=run.seed
-                    ):
-                        study.add(mine, rows(images, answers), **about, attack=attack, eps=eps)
-                    if training not in PAIR:
-                        continue
-                    other = asked[PAIR[1 - PAIR.index(training)]][0]
-                    gathered = _gathered(chosen, mine.model, other.model, images, run.seed)
-                    for attack, right in worst_cases(gathered).items():
-                        study.add(mine, _judged(images, right), **about, attack=attack, eps=SMALLEST)
-                    if run.seed == chosen.seed:
-                        table = checks.verdicts(gathered, images.groups)
-                        table = table.drop(columns=["raised_if", "explanation", "advice"])
-                        masking.append(table.assign(**about, eps=SMALLEST, seed=run.seed))
+    settings, masking, felled = chosen.settings, [], []
+    places = [(dataset, *backbone) for dataset in datasets for backbone in settings.backbones]
+    for dataset, model, weights in places:
+        group = runs(chosen, dataset, model, weights)
+        spread = spread_of(group, settings.shown)
+        for run in group:
+            asked = {t: with_dose(trained_as(run, t, spread=spread), settings.shown)[:2] for t in trainings}
+            about = {"dataset": dataset, "network": f"{model} ({weights})"}
+            for training, (mine, images) in asked.items():
+                where = about | {"training": training}
+                study.add(mine, clean_rows(mine.model, images, settings, run.seed), **where, attack="none", eps="0/255")
+                others = [other.model for name, (other, _) in asked.items() if name in PAIR and name != training]
+                surrogates = others if training in PAIR else others[:1]
+                for level in settings.standard if training not in ALPHAS or training in PAIR else ():
+                    right, names = stands(mine.model, images, surrogates, level, settings, run.seed)
+                    study.add(mine, judged(images, right), **where, attack=WORST, eps=strength(level))
+                    felled.append(pd.DataFrame(where | {"eps": strength(level), "attack": names}))
+                if training not in PAIR:
+                    continue
+                steps = {"iterations": settings.iterations, "seed": run.seed}
+                for attack, eps, right in climbed(mine.model, images, ladder, **steps):
+                    study.add(mine, judged(images, right), **where, attack=attack, eps=eps)
+                vanilla = asked["vanilla"][0].model
+                for attack, eps, right in read_otherwise(mine.model, vanilla, images, ladder, **steps):
+                    study.add(mine, judged(images, right), **where, attack=attack, eps=eps)
+                if run.seed == chosen.seed:
+                    tries = {"restarts": settings.restarts, "queries": settings.queries, **steps}
+                    x, y = images.tensors(device_of(mine.model))
+                    found = checks.gather(mine.model, others[0], x, y, eps=levels(SMALLEST) / 255, **tries)
+                    table = checks.verdicts(found, images.groups)
+                    table = table.drop(columns=["raised_if", "explanation", "advice"])
+                    masking.append(table.assign(**where, eps=SMALLEST, seed=run.seed))
     study.table("masking", pd.concat(masking, ignore_index=True))
+    table = pd.concat(felled, ignore_index=True)
+    study.table("felled", table.groupby(list(table.columns), sort=False).size().reset_index(name="images"))
     return study.record()
+
+
+def clean_rows(model: nn.Module, images: ImageSet, settings: Profile, seed: int) -> pd.DataFrame:
+    """The answers to clean images, and ``smallest``: the smallest ε in grey levels that changes each.
+
+    0 where the answer is wrong already, ``BEYOND`` where ``MOST`` does not change it.
+    """
+    x, y = images.tensors(device_of(model))
+    draws = torch.Generator().manual_seed(seed)
+    least = smallest_eps(model, x, y, most=MOST / 255, iterations=settings.iterations, generator=draws)
+    return rows(images, logits(model, x), smallest=(255 * least.double()).clamp_max(BEYOND).cpu().numpy())
+
+
+def stands(
+    model: nn.Module, images: ImageSet, surrogates: Sequence[nn.Module], level: float, settings: Profile, seed: int
+) -> tuple[np.ndarray, list[str]]:
+    """Which images the standard attacks leave right at ε = ``level`` grey levels ``[N]``; what felled the others."""
+    x, y = images.tensors(device_of(model))
+    tries: dict[str, Any] = {"restarts": settings.restarts, "queries": settings.queries}
+    draws = torch.Generator().manual_seed(seed)
+    found = worst_case(model, x, y, eps=level / 255, surrogates=surrogates, generator=draws, **tries)
+    return found.right.cpu().numpy(), [name or "stands" for name in found.felled_by]
 
 
 def climbed(
     model: nn.Module, images: ImageSet, ladder: Sequence[float], *, iterations: int, seed: int
-) -> Iterator[tuple[str, str, Tensor]]:
-    """(attack, ε, answers ``[N, classes]``): clean images, then the four attacks at each ε of ``ladder``, grey levels.
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(attack, ε, where the model is right ``[N]``): the slides' four attacks at each ε of ``ladder``, grey levels.
 
-    ``seed`` draws PGD's starts, the same for every model and whatever else is on the ladder.
+    FGSM is asked at every ε. An iterated attack (ε / 4 a step; PGD from a uniform start that ``seed`` draws) goes on
+    with the images that are right when clean and that it did not flip at a smaller ε: that example lies in the larger
+    ball too. So its accuracy falls along ε by construction; whether the attack itself gets weaker is asked by
+    ``checks``.
     """
-    if not ladder or not all(0 < level <= 255 for level in ladder):
-        raise ValueError(f"ladder must hold ε in (0, 255], grey levels of 255, found {list(ladder)}")
-    for attack, answers in attacked(model, images, {"none": None}):
-        yield attack, strength(0), answers
+    if not ladder or list(ladder) != sorted(ladder) or not all(0 < level <= 255 for level in ladder):
+        raise ValueError(f"ladder must hold rising ε in (0, 255], grey levels of 255, found {list(ladder)}")
+    x, y = images.tensors(device_of(model))
+    standing = dict.fromkeys(("BIM", "MI-FGSM", "PGD"), logits(model, x).argmax(dim=1) == y)
+    starts = torch.Generator().manual_seed(seed)
     for level in ladder:
         eps = level / 255
-        starts = torch.Generator().manual_seed(seed)
-        made: dict[str, Attack | None] = {
-            "FGSM": partial(attacks.fgsm, eps=eps),
-            "BIM": partial(attacks.bim, eps=eps, step=eps / 4, iterations=iterations),
-            "MI-FGSM": partial(attacks.mifgsm, eps=eps, step=eps / 4, iterations=iterations),
-            "PGD": partial(attacks.pgd, eps=eps, step=eps / 4, iterations=iterations, generator=starts),
+        fgsm = _right(model, x, y, partial(attacks.fgsm, eps=eps))
+        yield "FGSM", strength(level), fgsm.cpu().numpy()
+        steps: dict[str, Any] = {"eps": eps, "step": eps / 4, "iterations": iterations}
+        made: dict[str, Attack] = {
+            "BIM": partial(attacks.bim, **steps),
+            "MI-FGSM": partial(attacks.mifgsm, **steps),
+            "PGD": partial(attacks.pgd, **steps, generator=starts),
         }
-        for attack, answers in attacked(model, images, made):
-            yield attack, strength(level), answers
+        for name, attack in made.items():
+            standing[name] = _still(model, x, y, attack, standing[name])
+            yield name, strength(level), standing[name].cpu().numpy()
 
 
-def _gathered(
-    chosen: Chosen[Profile], model: nn.Module, surrogate: nn.Module, images: ImageSet, seed: int
-) -> checks.Evidence:
-    """What the adaptive attacker finds at the smallest ε: where most accuracy is left to lose."""
-    s = chosen.settings
-    x, labels = images.tensors(device_of(model))
-    tries = {"iterations": s.iterations, "restarts": s.restarts, "queries": s.queries, "seed": seed}
-    return checks.gather(model, surrogate, x, labels, eps=levels(SMALLEST) / 255, **tries)
+def read_otherwise(
+    model: nn.Module, vanilla: nn.Module, images: ImageSet, ladder: Sequence[float], *, iterations: int, seed: int
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The same triples for readings under which a margin may appear that is no robustness (D8), at ``READ``.
 
-
-def worst_cases(gathered: checks.Evidence, eps: float = 1 / 255) -> dict[str, np.ndarray]:
-    """By each of ``WORST`` where a model is right ``[N]``, from what its checks gathered at ``eps``.
-
-    The transferred PGD is made on the other training's model of the same network and seed. A model is right under
-    ``"worst of all"`` where it is right under these three, FGSM, and PGD at smaller ε.
+    PGD made on the ``vanilla`` model and shown to this one, which is not asked where it *is* the vanilla model; and PGD
+    with steps of ``LIBRARY_STEP`` whatever ε is.
     """
-    inside = [gathered.by_budget[:, i] for i, budget in enumerate(gathered.budgets) if budget <= eps]
-    worst = np.min([gathered.fgsm, gathered.pgd, gathered.transfer, gathered.square, *inside], axis=0)
-    return dict(zip(WORST, (gathered.pgd, gathered.transfer, gathered.square, worst), strict=True))
+    x, y = images.tensors(device_of(model))
+    clean = logits(model, x).argmax(dim=1) == y
+    starts = torch.Generator().manual_seed(seed)
+    for level in (level for level in ladder if level in READ):
+        steps: dict[str, Any] = {"eps": level / 255, "iterations": iterations, "generator": starts}
+        long = partial(attacks.pgd, step=LIBRARY_STEP, **steps)
+        yield LONG, strength(level), _still(model, x, y, long, clean).cpu().numpy()
+        if model is not vanilla:
+            made = partial(attacks.pgd, step=level / 255 / 4, **steps)
+            batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
+            moved = torch.cat([made(vanilla, images=part, labels=labels) for part, labels in batches])
+            yield TRANSFERRED, strength(level), (clean & (logits(model, moved).argmax(dim=1) == y)).cpu().numpy()
 
 
-def _judged(images: ImageSet, right: np.ndarray) -> pd.DataFrame:
+def _right(model: nn.Module, x: Tensor, y: Tensor, attack: Callable[..., Tensor]) -> Tensor:
+    """Where the model is right under an attack ``[N]``."""
+    pairs = zip(x.split(BATCH), y.split(BATCH), strict=True)
+    return torch.cat([logits(model, attack(model, *pair)).argmax(dim=1) == pair[1] for pair in pairs])
+
+
+def _still(model: nn.Module, x: Tensor, y: Tensor, attack: Callable[..., Tensor], standing: Tensor) -> Tensor:
+    """Which of the images that stand ``[N]`` do so under an attack too; the others are not asked."""
+    after = standing.clone()
+    if standing.any():
+        after[standing] = _right(model, x[standing], y[standing], attack)
+    return after
+
+
+def _answers(model: nn.Module, images: ImageSet) -> Tensor:
+    return logits(model, images.tensors(device_of(model))[0])
+
+
+def judged(images: ImageSet, right: np.ndarray) -> pd.DataFrame:
     """Rows of outcomes of which only right or wrong is known: of two classes that decides the prediction."""
-    answers = {"label": images.labels, "prediction": np.where(right > 0, images.labels, 1 - images.labels)}
+    answers = {"label": images.labels, "prediction": np.where(right, images.labels, 1 - images.labels)}
     return pd.DataFrame(named(images) | answers)
 
 
@@ -236,11 +338,10 @@ def texture_colour_adaptation(chosen: Chosen[Profile]) -> Record:
     for dataset in MEDICAL[:2]:
         for model, weights in chosen.settings.backbones:
             for run in runs(chosen, dataset, model, weights):
-                for training in TRAININGS[1:]:
-                    trained, images, adapted = with_dose(run, training, chosen.settings.shown)
-                    answers = logits(trained.model, images.tensors(device_of(trained.model))[0])
+                for training in ("assimilated", FREE):
+                    trained, images, adapted = with_dose(trained_as(run, training), chosen.settings.shown)
                     about = {"dataset": dataset, "network": f"{model} ({weights})", "training": training}
-                    study.add(trained, rows(images, answers, **adapted), **about)
+                    study.add(trained, rows(images, _answers(trained.model, images), **adapted), **about)
     return study.record()
 
 
@@ -256,7 +357,7 @@ def pictures(chosen: Chosen[Profile], *, label: int = 1, count: int = 2) -> dict
         run = replace(chosen.run, dataset=dataset, model=model, weights=weights, real=False)
         run = replace(run, count=None if chosen.run.real else chosen.run.count)
         shown = found.setdefault(dataset, {})
-        for training in TRAININGS[:0:-1]:
+        for training in (FREE, "assimilated"):
             trained = train_or_load(trained_as(run, training))
             index = np.flatnonzero(trained.test.labels == label)[:count]
             x, _ = trained.test.tensors(device_of(trained.model), index=index)
@@ -269,19 +370,30 @@ def pictures(chosen: Chosen[Profile], *, label: int = 1, count: int = 2) -> dict
 
 
 def datasets_and_training(chosen: Chosen[Profile]) -> Record:
-    """Tables ``sizes`` and ``settings``: the slides' beside what is at hand and what this profile does."""
-    study = Study("assimilation/datasets_and_training", chosen, ("dataset", "class"))
+    """Tables ``sizes`` and ``settings``: the slides' beside what is at hand; and what a split by image flatters.
+
+    Vanilla transfer learning on each of the four sets, split by patient or group and by image.
+    """
+    study = Study("assimilation/datasets_and_training", chosen, ("dataset", "split", "class"))
     model, weights = chosen.settings.backbones[0]
-    run = runs(chosen, MEDICAL[0], model, weights)[0]
-    trained = [with_dose(run, training, chosen.settings.shown)[0] for training in PAIR]
-    for each in trained:
-        study.model(each)
+    epochs = []
+    for dataset in MEDICAL:
+        for run in runs(chosen, dataset, model, weights):
+            for split in ("patient", "image"):
+                trained = train_or_load(replace(run, split_by=split))
+                study.add(
+                    trained,
+                    rows(trained.test, _answers(trained.model, trained.test)),
+                    **{"dataset": dataset, "split": split, "class": "both"},
+                )
+                epochs.append(len(trained.provenance["epochs"]))
     classes = sizes(chosen)
     study.table("sizes", classes)
-    study.table("settings", settings_table(chosen, trained))
+    study.table("settings", settings_table(chosen, epochs))
     for row in classes.to_dict("records") if chosen.run.real else ():
         lacking = {"image": ["all"], "group": ["all"], "missing": [max(0, row["published"] - row["public"])]}
-        study.add(None, pd.DataFrame(lacking), **{"dataset": row["dataset"], "class": row["class"]})
+        about = {"dataset": row["dataset"], "split": "none", "class": row["class"]}
+        study.add(None, pd.DataFrame(lacking), **about)
     return study.record()
 
 
@@ -309,8 +421,11 @@ def sizes(chosen: Chosen[Profile]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def settings_table(chosen: Chosen[Profile], trained: Sequence[Trained]) -> pd.DataFrame:
-    """The slides' training settings beside this profile's: ``setting``, ``published``, ``here``, ``where``."""
+def settings_table(chosen: Chosen[Profile], epochs: Sequence[int]) -> pd.DataFrame:
+    """The slides' training settings beside this profile's: ``setting``, ``published``, ``here``, ``where``.
+
+    ``epochs``: how many each training of the page took.
+    """
     printed, s = documents.published("assimilation"), chosen.settings
     recipe, loss = chosen.run.recipe, texture_loss(chosen.size)
     objective = trained_as(chosen.run, "assimilated").objective
@@ -319,7 +434,7 @@ def settings_table(chosen: Chosen[Profile], trained: Sequence[Trained]) -> pd.Da
         "models": ", ".join(f"{model} ({weights})" for model, weights in s.backbones),
         "learning_rate": f"{recipe.lr:g}",
         "batch_size": str(recipe.batch_size),
-        "epochs": f"{recipe.epochs} at most; {', '.join(str(len(t.provenance['epochs'])) for t in trained)} run here",
+        "epochs": f"{recipe.epochs} at most; {min(epochs)} to {max(epochs)} on this page",
         "patience": str(recipe.patience),
         "input_size": f"{chosen.size} px, 1 channel",
         "glcm_distance": f"{loss.distance} px",
@@ -327,10 +442,12 @@ def settings_table(chosen: Chosen[Profile], trained: Sequence[Trained]) -> pd.Da
         "glcm_window": f"{loss.window} px",
         "strengths": ", ".join(f"{level:g}" for level in s.ladder),
         "glcm_features": ", ".join(objective.texture.features),
-        "alpha": f"{ALPHA:g}",
+        "alpha": ", ".join(f"{alpha:g}" for alpha in ALPHAS.values()),
+        "front": f"{FRONT_LR:g}",
         "modules": ", ".join(f"{name} {sum(p.numel() for p in Repaint(n).parameters())}" for name, n in MODULES),
     }
     unsaid = {"glcm_features": "features in the GLCM loss", "alpha": "α of equation 18", "modules": "parameters"}
+    unsaid["front"] = "learning rate of T and C"
     return pd.DataFrame(
         {
             "setting": printed[name]["name"] if name in printed else unsaid[name],

@@ -1,10 +1,8 @@
 """Why medical models give way, after the slides: do they look at more of the image, and is their loss steeper?
 
-Both need natural images to compare with. Domain ``"natural"``: the same network, trained in the same way on as many
-grey natural images in two classes as chest CT has images, so that only the pictures differ. Domain ``"imagenet"``: an
-ImageNet network as it is, with its own head, on colour crops of photographs: a natural task in earnest, but another
-head, other colours and nothing fine-tuned. Its crops are of the same size as the medical images, so that its maps come
-from the same layer and have as many places.
+Both need natural images to compare with: the same network, trained in the same way on as many grey natural images in
+two classes as each medical set has here, so that only the pictures differ. Real medical images are compared with a
+sample of ImageNet (animal or not), phantoms with six photographs.
 """
 
 from collections.abc import Iterator
@@ -16,28 +14,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hpatlib import assimilation, attacks, data, explain, glcm, models
+from hpatlib import assimilation, data, explain, glcm
 from hpatlib._model import device_of
 from hpatlib.data import ImageSet, photographs
 from hpatlib.data.images import fingerprint
-from hpatlib.documents.assimilation.quantities import (
-    FLAT,
-    HALF,
-    MEDICAL,
-    SHARES,
-    SMALLEST,
-    STRAIGHT,
-    WINDOW,
-    levels,
-    strength,
-)
-from hpatlib.documents.assimilation.study import Profile, count, runs
+from hpatlib.documents.assimilation.quantities import FLAT, HALF, MEDICAL, SHARES, STRAIGHT, WINDOW
+from hpatlib.documents.assimilation.study import Profile, clean_rows, count
 from hpatlib.documents.profiles import Chosen
-from hpatlib.measure import Study, attacked, logits, named, rows, sample
-from hpatlib.records import Model, Record
-from hpatlib.runs import Run, Trained, default_device, train_or_load
+from hpatlib.measure import Study, logits, named, rows, sample
+from hpatlib.records import Record
+from hpatlib.runs import Run, Trained, train_or_load
 
-LITE = "tf_efficientnet_lite0"  # the ImageNet network of profiles whose own network is not one
 PLACES = 16  # positions of the feature map behind Grad-CAM: 4 × 4 at least, for every network and size
 EPS = 4 / 255  # the middle of the slides' range
 POINTS = 9  # a side of a loss slice: a point every grey level
@@ -49,38 +36,47 @@ SIDE = 224  # the slides' image size, in every profile: the features of a window
 
 @dataclass(frozen=True)
 class Asked:
-    """One network and the test images it is asked about. ``source``: how it came about, for the record."""
+    """One network and the test images it is asked about."""
 
     domain: str
     dataset: str
-    source: Trained | Model
-    model: nn.Module
+    trained: Trained
     images: ImageSet
+
+    @property
+    def model(self) -> nn.Module:
+        return self.trained.model
 
     @property
     def pixels(self) -> Tensor:
         """All its images ``[N, C, H, W]``, where the model is."""
         return self.images.tensors(device_of(self.model))[0]
 
+    @property
+    def seed(self) -> int:
+        """The training's."""
+        return int(self.trained.provenance["run"]["seed"])
+
     def rows(self, **values: Any) -> pd.DataFrame:
-        """A row an image: its answer, but for the ImageNet network, whose labels are its own answers; and values."""
-        if self.domain == "imagenet":
-            return pd.DataFrame(named(self.images) | values)
+        """A row an image: its answer, and values."""
         return rows(self.images, logits(self.model, self.pixels), **values)
 
 
 def tasks(chosen: Chosen[Profile]) -> dict[tuple[str, str], list[Run]]:
-    """Vanilla transfer learning on the four medical sets and on natural images: (domain, data set) → its trainings."""
+    """Vanilla transfer learning on the four medical sets and on natural images: (domain, data set) → its trainings.
+
+    All have as many images of each of two classes: those of the smallest set, or what one learns from more would be
+    taken for what its pictures are like.
+    """
     model, weights = chosen.settings.model, chosen.settings.weights
-    found = {("medical", dataset): runs(chosen, dataset, model, weights) for dataset in MEDICAL}
     key, real = natural(chosen)
-    # As many natural images as the first medical set has: the sizes of the other real sets differ among themselves.
-    most = count(chosen, MEDICAL[0])
-    even = min(most or data.even_count(key), data.even_count(key)) if real else most
-    found["natural", key] = [
-        replace(run, count=even) for run in chosen.runs(dataset=key, real=real, model=model, weights=weights)
-    ]
-    return found
+    counts = [count(chosen, dataset) for dataset in MEDICAL]
+    if real and chosen.settings.count is None:
+        counts.append(data.even_count(key))
+    even = min((each for each in counts if each is not None), default=None)
+    made = {("medical", dataset): chosen.runs(dataset=dataset, model=model, weights=weights) for dataset in MEDICAL}
+    made["natural", key] = chosen.runs(dataset=key, real=real, model=model, weights=weights)
+    return {task: [replace(run, count=even) for run in trainings] for task, trainings in made.items()}
 
 
 def natural(chosen: Chosen[Profile]) -> tuple[str, bool]:
@@ -90,34 +86,19 @@ def natural(chosen: Chosen[Profile]) -> tuple[str, bool]:
 
 
 def asked(chosen: Chosen[Profile]) -> Iterator[Asked]:
-    """Every network of `tasks`, trained or loaded, one after the other; then the ImageNet network.
-
-    That one is the chapter's network where it has ImageNet weights and EfficientNet-Lite0 otherwise.
-    """
+    """Every network of `tasks`, trained or loaded, one after the other."""
     for (domain, dataset), trainings in tasks(chosen).items():
         for run in trainings:
             trained = train_or_load(run)
-            yield Asked(domain, dataset, trained, trained.model, sample(trained.test, chosen.settings.shown))
-    yield imagenet(chosen)
+            yield Asked(domain, dataset, trained, sample(trained.test, chosen.settings.shown))
 
 
-def imagenet(chosen: Chosen[Profile]) -> Asked:
-    """A network as ImageNet left it, on colour crops of the medical images' size; its answers are taken for truth."""
-    name = chosen.settings.model if chosen.settings.weights == "imagenet" else LITE
-    model = models.build(name, 1000, weights="imagenet").to(default_device()).eval()
-    images = crops(chosen.settings.shown, size=chosen.size, seed=chosen.seed)
-    source = Model(f"imagenet-{name}", {"model": name, "weights": "imagenet", "dataset": "ImageNet"})
-    one = Asked("imagenet", photographs.KEY, source, model, images)
-    return replace(one, images=replace(images, labels=logits(model, one.pixels).argmax(dim=1).cpu().numpy()))
-
-
-def crops(number: int, *, size: int, seed: int, colour: bool = True) -> ImageSet:
-    """Crops of whole photographs, in colour or grey; what belongs together is a photograph."""
+def crops(number: int, *, size: int, seed: int) -> ImageSet:
+    """Grey crops of whole photographs; what belongs together is a photograph."""
     pixels, names = photographs.crops(number, size=size, seed=seed)
-    if not colour:
-        pixels = assimilation.grayscale(torch.from_numpy(pixels).float()).round().to(torch.uint8).numpy()
+    pixels = assimilation.grayscale(torch.from_numpy(pixels).float()).round().to(torch.uint8).numpy()
     labels = np.zeros(number, np.int64)
-    told = f"{photographs.KEY} ({'colour' if colour else 'grey'} crops)"
+    told = f"{photographs.KEY} (grey crops)"
     return ImageSet(told, pixels, labels, names, ("photograph",), False, fingerprint(pixels, labels, names))
 
 
@@ -132,8 +113,7 @@ def why_attention_region(chosen: Chosen[Profile]) -> Record:
         heat = heatmaps(one)
         areas = {f"area {share:g}": explain.attention_area(heat, share=share).cpu().numpy() for share in SHARES}
         empty = np.isnan(areas[f"area {HALF:g}"]).astype(float)
-        study.saw(one.images) if isinstance(one.source, Model) else None
-        study.add(one.source, one.rows(**areas, empty=empty), domain=one.domain, dataset=one.dataset)
+        study.add(one.trained, one.rows(**areas, empty=empty), domain=one.domain, dataset=one.dataset)
     return study.record()
 
 
@@ -184,49 +164,43 @@ def _few(settings: Profile) -> Profile:
 
 
 def why_loss_landscape(chosen: Chosen[Profile]) -> Record:
-    """How steep the loss is around test images, and what accuracy PGD at 1/255 takes away.
+    """How small a change flips each answer, and how steep the loss is around test images.
 
-    Columns of clean images: ``sharpness``, how far the loss rises within ``EPS``, in nats; ``curvature``, the decimal
-    logarithm of its size, ``STRAIGHT`` at least: one image near the decision boundary can have more of it than all
-    others together, and would decide a plain mean alone. Table ``landscape``: how far the mean loss of ``SLICES``
-    images rises above its middle on slices of ``POINTS`` × ``POINTS``; a row a step ``y`` along random signs, a column
-    a step along the gradient's sign, in grey levels.
+    Columns: those of `steepness`, and ``smallest``, the smallest ε in grey levels that changes the answer. Table
+    ``landscape``: how far the mean loss of ``SLICES`` images rises above its middle on slices of ``POINTS`` ×
+    ``POINTS``; a row a step ``y`` along random signs, a column a step along the gradient's sign, in grey levels.
     """
-    study = Study("assimilation/why_loss_landscape", chosen, ("domain", "dataset", "attack", "eps"))
+    study = Study("assimilation/why_loss_landscape", chosen, ("domain", "dataset"))
     surfaces: dict[tuple[str, str], list[np.ndarray]] = {}
     for one in asked(chosen):
-        about, seed = {"domain": one.domain, "dataset": one.dataset}, _seed(chosen, one)
-        surfaces.setdefault((one.domain, one.dataset), []).append(surface(one, seed))
-        study.saw(one.images) if isinstance(one.source, Model) else None
-        study.add(one.source, one.rows(**steepness(one, seed)), **about, attack="none", eps=strength(0))
-        if one.domain == "imagenet":
-            continue
-        eps = levels(SMALLEST) / 255
-        draws = torch.Generator().manual_seed(seed)
-
-        def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float = eps, draws: torch.Generator = draws) -> Tensor:
-            steps = chosen.settings.iterations
-            return attacks.pgd(model, x, y, eps=eps, step=eps / 4, iterations=steps, generator=draws)
-
-        for attack, answers in attacked(one.model, one.images, {"PGD": pgd}):
-            study.add(one.source, rows(one.images, answers), **about, attack=attack, eps=SMALLEST)
+        surfaces.setdefault((one.domain, one.dataset), []).append(surface(one, one.seed))
+        answers = clean_rows(one.model, one.images, chosen.settings, one.seed)
+        measured = answers.assign(**steepness(one, one.seed))
+        study.add(one.trained, measured, domain=one.domain, dataset=one.dataset)
     study.table("landscape", pd.concat([_wide(*where, found) for where, found in surfaces.items()]))
     return study.record()
 
 
-def _seed(chosen: Chosen[Profile], one: Asked) -> int:
-    return int(one.source.provenance["run"]["seed"]) if isinstance(one.source, Trained) else chosen.seed
-
-
 def steepness(one: Asked, seed: int) -> dict[str, np.ndarray]:
-    """``sharpness`` and ``curvature`` of each image ``[N]``; ``seed`` draws where the power iteration starts."""
+    """How steep the loss is around each image, a number ``[N]`` each; ``seed`` draws where the power iteration starts.
+
+    ``sharpness``: how far it rises within ``EPS``, in nats. ``relative``: the same divided by the spread of the logits,
+    the standard deviation over test images of z₁ − z₀: a network that answers the same with logits twice as large has
+    twice the rise, and is no easier to fool. ``curvature``: log₁₀ of the size of the largest eigenvalue of the Hessian
+    divided by the square of that spread (it goes with the square where logits are linear), ``STRAIGHT`` at least: one
+    image near the decision boundary can have more of it than all others together, and would decide a plain mean.
+    """
     draws = torch.Generator().manual_seed(seed)
+    answers = logits(one.model, one.pixels)
+    spread = (answers[:, 1] - answers[:, 0]).double().std().clamp_min(1e-6).cpu()
     parts: dict[str, list[Tensor]] = {"sharpness": [], "curvature": []}
     for x, y in one.images.batches(64, device=device_of(one.model)):
-        parts["sharpness"].append(explain.sharpness(one.model, x, y, eps=EPS, iterations=ITERATIONS))
+        parts["sharpness"].append(explain.sharpness(one.model, x, y, eps=EPS, iterations=ITERATIONS).double().cpu())
         bend = explain.curvature(one.model, x, y, iterations=ITERATIONS, generator=draws)
-        parts["curvature"].append(bend.abs().clamp_min(STRAIGHT).log10())
-    return {name: torch.cat(values).double().cpu().numpy() for name, values in parts.items()}
+        parts["curvature"].append(bend.abs().double().cpu())
+    rise, bend = (torch.cat(values) for values in parts.values())
+    curvature = (bend / spread**2).clamp_min(STRAIGHT).log10()
+    return {"sharpness": rise.numpy(), "relative": (rise / spread).numpy(), "curvature": curvature.numpy()}
 
 
 def surface(one: Asked, seed: int) -> np.ndarray:
@@ -265,7 +239,7 @@ def texture_sets(chosen: Chosen[Profile]) -> dict[tuple[str, str], ImageSet]:
     if real:
         found["natural", key] = data.load(key, real=True, size=SIDE, count=number, seed=seed)
     else:
-        found["natural", key] = crops(number, size=SIDE, seed=seed, colour=False)
+        found["natural", key] = crops(number, size=SIDE, seed=seed)
     return found
 
 
