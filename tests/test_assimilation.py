@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,20 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from hpatlib import attacks, models
-from hpatlib.assimilation import RANGES, Assimilated, GLCMLoss, Objective, Repaint, Replicated, grayscale
+from hpatlib import attacks, data, models
+from hpatlib.assimilation import (
+    RANGES,
+    Assimilated,
+    GLCMLoss,
+    Objective,
+    Repaint,
+    Replicated,
+    channel_spread,
+    grayscale,
+    repaint_at_random,
+)
 from hpatlib.glcm import FEATURES, texture_features
+from hpatlib.training import Recipe, fit
 
 SMALL = GLCMLoss(window=16)  # 2 × 2 windows at 32 px
 
@@ -260,3 +272,67 @@ def test_bad_input_is_named(small):
     for bad in ({"outputs": 0}, {"outputs": 3, "strength": 1.0}, {"outputs": 3, "width": 0}):
         with pytest.raises(ValueError, match="found"):
             Repaint(**bad)
+
+
+# A random repaint, and a rate of its own
+
+
+def assimilated() -> Assimilated:
+    torch.manual_seed(0)
+    return Assimilated(nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 24, 2)))
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.1, 0.3])
+def test_a_random_repaint_colours_as_much_as_it_is_told_to_and_stays(spread):
+    model, images = assimilated(), torch.rand(6, 1, 24, 24)
+    repaint_at_random(model, iter([images[:4], images[4:]]), spread)
+    picture = model.colour_image(images)
+    assert float(channel_spread(picture).mean()) == pytest.approx(spread, rel=2e-3)
+    assert picture.min() >= 0 and picture.max() <= 1
+    assert not any(parameter.requires_grad for parameter in model.front())
+    assert all(parameter.requires_grad for parameter in model.network.parameters())
+
+
+def test_a_spread_out_of_reach_is_refused():
+    with pytest.raises(ValueError, match=r"random colours spread by .* at most"):
+        repaint_at_random(assimilated(), [torch.rand(2, 1, 24, 24)], 0.95)
+    with pytest.raises(ValueError, match="spread must lie between 0 and 1"):
+        repaint_at_random(assimilated(), [torch.rand(2, 1, 24, 24)], 0.0)
+
+
+def test_channel_spread_is_the_distance_of_the_outer_channels():
+    picture = torch.zeros(2, 3, 2, 2)
+    picture[0, 0], picture[0, 1], picture[1, 2, 0, 0] = 0.5, 0.25, 1.0
+    assert channel_spread(picture).tolist() == [0.5, 0.25]
+
+
+def test_the_front_learns_at_its_own_rate_and_the_rest_at_its_own(tmp_path):
+    images, start = data.load("chest_ct", real=False, size=24, count=16, seed=0), assimilated()
+    moved = {}
+    for rate in (None, 1e-3, 1e-2):
+        model = assimilated()
+        recipe = Recipe(epochs=1, batch_size=16, lr=1e-3, front_lr=rate)
+        fit(model, images, recipe, objective=Objective(alpha=1.0))
+        pairs = zip(model.colour.last.parameters(), start.colour.last.parameters(), strict=True)
+        colour = max(float((after - before).abs().max()) for after, before in pairs)
+        head = float((model.network[1].bias - start.network[1].bias).abs().max())
+        moved[rate] = (colour, head)
+    assert moved[None] == moved[1e-3]
+    assert moved[1e-2][0] == pytest.approx(10 * moved[1e-3][0], rel=1e-3)  # Adam's first step is the rate
+    assert moved[1e-2][1] == pytest.approx(moved[1e-3][1])
+    with pytest.raises(ValueError, match="needs a model with a front"):
+        fit(nn.Sequential(nn.Flatten(), nn.Linear(24 * 24, 2)), images, Recipe(epochs=1, front_lr=1e-2))
+    with pytest.raises(ValueError, match="front_lr and decay must be positive"):
+        Recipe(front_lr=0.0)
+
+
+def test_a_training_with_two_rates_goes_on_where_it_stopped(tmp_path):
+    images, file = data.load("chest_ct", real=False, size=24, count=16, seed=0), tmp_path / "checkpoint"
+    recipe = Recipe(epochs=2, batch_size=8, lr=1e-3, front_lr=1e-2)
+    whole, parts = assimilated(), assimilated()
+    fit(whole, images, recipe, objective=Objective(alpha=1.0))
+    fit(parts, images, replace(recipe, epochs=1), objective=Objective(alpha=1.0), checkpoint=file)
+    parts = assimilated()
+    assert len(fit(parts, images, recipe, objective=Objective(alpha=1.0), checkpoint=file)) == 2
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(a, b)

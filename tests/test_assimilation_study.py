@@ -1,6 +1,7 @@
 """The slides' experiment: what is compared, what is measured, how claims are computed, and what figures say."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -35,7 +36,7 @@ CHAPTERS = (
 @pytest.fixture(scope="module")
 def chosen(home) -> Chosen[study.Profile]:
     smoke = assimilation.choose("smoke", None, 0)
-    recipe = replace(smoke.run.recipe, epochs=4, patience=4)
+    recipe = replace(smoke.run.recipe, epochs=2, patience=2)
     tiny = {"shown": SHOWN, "iterations": 2, "queries": 4, "textures": 2, "recipe": recipe}
     settings = msgspec.structs.replace(smoke.settings, **tiny)
     return replace(smoke, settings=settings, run=replace(smoke.run, count=60, recipe=recipe))
@@ -50,13 +51,20 @@ def records(chosen) -> dict[str, Record]:
 
 
 def test_trainings_differ_in_nothing_but_what_they_compare(chosen):
-    vanilla, assimilated, without = (study.trained_as(chosen.run, name) for name in quantities.TRAININGS)
-    assert vanilla == chosen.run and vanilla.objective is None
-    assert replace(assimilated, front="replicated", objective=None) == vanilla
-    assert replace(without, objective=assimilated.objective) == assimilated
-    assert assimilated.objective.alpha == study.ALPHA and without.objective.alpha == 1
+    kinds = {name: study.trained_as(chosen.run, name, spread=0.1) for name in quantities.TRAININGS}
+    vanilla, assimilated = kinds["vanilla"], kinds["assimilated"]
+    assert vanilla == chosen.run and vanilla.objective is None and vanilla.recipe.front_lr is None
+    assert replace(assimilated, front="replicated", objective=None, recipe=vanilla.recipe) == vanilla
+    assert replace(assimilated.recipe, front_lr=None) == vanilla.recipe
+    for name, alpha in quantities.ALPHAS.items():
+        assert replace(kinds[name], objective=assimilated.objective) == assimilated
+        assert kinds[name].objective.alpha == alpha
+    assert replace(kinds[quantities.RANDOM], front="replicated", spread=None) == vanilla
+    assert replace(kinds[quantities.ADVERSARIAL], adversary=None) == vanilla
     with pytest.raises(ValueError, match="choose one of vanilla, assimilated, without GLCM loss"):
         study.trained_as(chosen.run, "solid")
+    with pytest.raises(ValueError, match="pass spread="):
+        study.trained_as(chosen.run, quantities.RANDOM)
 
 
 @pytest.mark.parametrize(("size", "window"), [(32, 16), (39, 19), (40, 20), (64, 20), (224, 20)])
@@ -79,7 +87,7 @@ def test_small_images_leave_out_the_costly_feature(chosen):
 
 def test_vanilla_and_assimilated_start_identical(chosen):
     built = []
-    for name in quantities.TRAININGS:
+    for name in ("vanilla", *quantities.ALPHAS):
         run = study.trained_as(chosen.run, name)
         images = data.load(run.dataset, real=False, size=run.size, count=4, seed=run.seed)
         torch.manual_seed(run.seed)
@@ -144,72 +152,106 @@ def linear(weight: torch.Tensor) -> nn.Module:
     return nn.Sequential(nn.Flatten(), layer)
 
 
-def test_a_linear_model_falls_exactly_where_its_distance_is_below_eps():
+def toy() -> tuple[nn.Module, ImageSet]:
+    """Four images that fall exactly from ε = s / 1020 on, s = 1, 4, 9, 16: logit s / 255, and ‖w‖₁ = 4."""
     grey = np.full((4, 1, 2, 2), 128, np.uint8)
-    grey[:, 0, 0, 0] += np.array([1, 4, 9, 16], np.uint8)  # logit s / 255, and ‖w‖₁ = 4: falls from ε = s / 1020
+    grey[:, 0, 0, 0] += np.array([1, 4, 9, 16], np.uint8)
     labels = np.ones(4, int)
-    images = ImageSet("toy", grey, labels, labels.astype(str), ("a", "b"), False, "f")
-    model = linear(torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    return linear(torch.tensor([1.0, -1.0, 1.0, -1.0])), ImageSet(
+        "toy", grey, labels, labels.astype(str), ("a", "b"), False, "f"
+    )
+
+
+def test_a_linear_model_falls_exactly_where_its_distance_is_below_eps():
+    model, images = toy()
     right = {
-        (attack, eps): (answers.argmax(dim=1) == 1).tolist()
-        for attack, eps, answers in study.climbed(model, images, (2, 3), iterations=4, seed=0)
+        (attack, eps): right.tolist()
+        for attack, eps, right in study.climbed(model, images, (2, 3), iterations=4, seed=0)
     }
-    assert right["none", "0/255"] == [True] * 4
     for attack in ("FGSM", "BIM", "MI-FGSM"):
         assert right[attack, "2/255"] == [False, False, True, True]
         assert right[attack, "3/255"] == [False, False, False, True]
 
 
-@pytest.mark.parametrize("ladder", [(), (0.0,), (256,)])
+def test_smallest_eps_of_a_linear_model_are_its_distances(chosen):
+    model, images = toy()
+    found = study.clean_rows(model, images, msgspec.structs.replace(chosen.settings, iterations=10), 0)
+    assert found["smallest"].to_numpy() == pytest.approx([0.25, 1, 2.25, 4], rel=0.1)
+    wrong = replace(images, labels=np.zeros(4, int))
+    assert (study.clean_rows(model, wrong, chosen.settings, 0)["smallest"] == 0).all()
+    pixels = images.images.copy()
+    pixels[:, :, 0, 0] = 255  # a logit of 127 / 255 at least, and 8/255 moves it by 32 / 255
+    far = study.clean_rows(model, replace(images, images=pixels), chosen.settings, 0)
+    assert (far["smallest"] == quantities.BEYOND).all()
+
+
+def test_iterated_attacks_are_not_asked_about_what_fell(monkeypatch):
+    model, images = toy()
+    seen: list[int] = []
+
+    def counted(model, x, y, **settings):
+        seen.append(len(x))
+        return attacks.pgd(model, x, y, start=None, **{k: v for k, v in settings.items() if k != "generator"})
+
+    monkeypatch.setattr(study.attacks, "bim", counted)
+    list(study.climbed(model, images, (0.5, 2, 3, 8), iterations=4, seed=0))
+    assert seen == [4, 3, 2, 1]  # and none at all of what is left when nothing is
+
+
+def test_readings_are_measured_against_the_vanilla_model():
+    model, images = toy()
+    found = list(study.read_otherwise(model, model, images, (0.5, 1, 8), iterations=4, seed=0))
+    assert [(attack, eps) for attack, eps, _ in found] == [(quantities.LONG, "1/255"), (quantities.LONG, "8/255")]
+    other = linear(torch.tensor([-1.0, 1.0, -1.0, 1.0]))  # its attack helps the model
+    moved = {a: r for a, e, r in study.read_otherwise(model, other, images, (8,), iterations=4, seed=0)}
+    assert moved[quantities.TRANSFERRED].all() and not moved[quantities.LONG].any()
+
+
+@pytest.mark.parametrize("ladder", [(), (0.0,), (256,), (2, 1)])
 def test_a_ladder_without_meaning_is_refused(ladder):
     images = ImageSet("toy", np.zeros((1, 1, 2, 2), np.uint8), np.zeros(1, int), np.array(["a"]), ("a",), False, "f")
-    with pytest.raises(ValueError, match=r"ladder must hold ε in \(0, 255\]"):
+    with pytest.raises(ValueError, match=r"ladder must hold rising ε in \(0, 255\]"):
         list(study.climbed(linear(torch.ones(4)), images, ladder, iterations=1, seed=0))
 
 
 def test_the_results_hold_every_cell_once_and_equal_a_direct_computation(records, chosen):
-    o = records["accuracy_vs_attack_strength"].outcomes
-    cells = 3 * (1 + 4 * len(chosen.settings.ladder)) + 2 * len(quantities.WORST)
+    o, ladder = records["accuracy_vs_attack_strength"].outcomes, chosen.settings.ladder
+    standard, read = len(chosen.settings.standard), len([level for level in ladder if level in study.READ])
+    cells = len(quantities.TRAININGS) + 2 * 4 * len(ladder) + 4 * standard + 2 * read + read
     assert len(list(o.accuracy)) == cells and (o.accuracy.table()["n"] == SHOWN).all()
     run = study.trained_as(study.runs(chosen, "chest_ct", "simple_cnn", "scratch")[1], "assimilated")
     model = runs.train_or_load(run)
     x, y = sample(model.test, SHOWN).tensors()
-    eps = 8 / 255
-    starts = torch.Generator().manual_seed(1)  # anew for each ε: it must not hang on which others are asked for
-    made = attacks.pgd(model.model, x, y, eps=eps, step=eps / 4, iterations=2, generator=starts)
+    made = attacks.fgsm(model.model, x, y, eps=8 / 255)
     expected = (logits(model.model, made).argmax(dim=1) == y).double().mean()
-    cell = o.accuracy["chest_ct", NETWORK, "assimilated", "PGD", "8/255"]
+    cell = o.accuracy["chest_ct", NETWORK, "assimilated", "FGSM", "8/255"]
     assert cell.values[1] == pytest.approx(float(expected)) and cell.trainings == (0, 1)
-    assert (made - x).abs().max() <= eps + 1e-6 and made.shape[1] == 1  # through both modules, to the grey image
+    assert made.shape[1] == 1  # through both modules, to the grey image
 
 
-def test_the_worst_case_counts_every_attack_inside_the_budget_and_none_outside():
-    eps, n = 1 / 255, np.ones(6)
-    miss = [np.where(np.arange(6) == k, 0.0, 1.0) for k in range(6)]
-    gathered = checks.Evidence(
-        labels=np.zeros(6, int),
-        zero_gradient=n,
-        fgsm=miss[0],
-        pgd=miss[1],
-        transfer=miss[2],
-        square=miss[3],
-        budgets=(eps / 2, eps, 2 * eps, 0.5),
-        by_budget=np.stack([miss[4], miss[1], miss[5], 0 * n], axis=1),
-    )
-    worst = study.worst_cases(gathered)
-    assert worst["worst of all"].tolist() == [0, 0, 0, 0, 0, 1]
-    assert np.array_equal(worst["transferred PGD"], miss[2]) and np.array_equal(worst["Square"], miss[3])
-
-
-def test_the_worst_of_all_is_no_better_than_any_and_is_judged_right_or_wrong(records):
+def test_accuracy_falls_along_eps_and_the_standard_attacks_leave_no_more_than_smallest_eps_do(records):
     o = records["accuracy_vs_attack_strength"].outcomes
     for training in quantities.PAIR:
-        accuracy = o.where(training=training, eps="1/255").accuracy
-        worst = accuracy["chest_ct", NETWORK, "worst of all"].values
-        for attack in (*quantities.WORST, "FGSM"):
-            assert (worst <= accuracy["chest_ct", NETWORK, attack].values).all()
-    assert set(o.where(attack="Square").rows["prediction"]) <= {0, 1}
-    assert o.where(attack="Square").rows["margin"].isna().all()
+        accuracy = o.where(training=training, network=NETWORK, dataset="chest_ct").accuracy
+        path = [accuracy["none", "0/255"].values, *(accuracy["PGD", e].values for e in ("0.5/255", "1/255", "8/255"))]
+        assert all((after <= before).all() for before, after in pairwise(path))
+        assert (accuracy[quantities.WORST, "1/255"].values <= accuracy["none", "0/255"].values).all()
+    felled = records["accuracy_vs_attack_strength"].table("felled")
+    assert set(felled.groupby("training")["images"].sum()) == {2 * SHOWN}
+    assert set(o.where(attack=quantities.WORST).rows["prediction"]) <= {0, 1}
+    assert o.where(attack=quantities.WORST).rows["margin"].isna().all()
+
+
+def test_a_random_repaint_is_as_strong_as_the_learned_one_and_stays_as_drawn(records, chosen):
+    by = {name: [] for name in quantities.TRAININGS}
+    record = records["accuracy_vs_attack_strength"]
+    for number, model in enumerate(record.header.models):
+        by[figures._kind(record, number)].append(model.dose.get("channel_spread"))
+    assert set(by["vanilla"]) == set(by[quantities.ADVERSARIAL]) == {None}
+    target = float(f"{np.mean(by['assimilated']):.2g}")
+    assert by[quantities.RANDOM] == pytest.approx([target] * 2, rel=0.25)  # scaled on training images, here on others
+    (run,) = {m.run["spread"] for m in record.header.models if "spread" in m.run}
+    assert run == pytest.approx(max(0.001, target))
 
 
 def test_the_masking_table_is_of_the_first_training(records):
@@ -233,7 +275,7 @@ def test_textures_and_doses_are_those_of_the_loss_itself(records, chosen):
     assert dose["texture"] == pytest.approx(float(expected), rel=1e-5)
     assert dose["channel_spread"] == pytest.approx(float(spread), rel=1e-5)
     results = records["accuracy_vs_attack_strength"].header.models
-    assert [bool(m.dose) for m in results] == [False, True, True] * 2  # vanilla has no treatment
+    assert sum(bool(m.dose) for m in results) == 2 * 5  # vanilla and adversarial have no T and C
 
 
 class Two(nn.Module):
@@ -259,8 +301,7 @@ def brightness() -> why.Asked:
     pixels = np.random.default_rng(0).integers(0, 256, (SHOWN, 3, 32, 32)).astype(np.uint8)
     labels = np.ones(SHOWN, int)
     images = ImageSet("noise", pixels, labels, np.arange(SHOWN).astype(str), ("dark", "bright"), False, "f")
-    source = why.Model("two", {"model": "two", "weights": "scratch"})
-    return why.Asked("medical", "chest_ct", source, Two().eval(), images)
+    return why.Asked("medical", "chest_ct", runs.Trained(Two().eval(), images, images, {}), images)
 
 
 def test_maps_and_steepness_are_those_of_explain():
@@ -268,32 +309,16 @@ def test_maps_and_steepness_are_those_of_explain():
     maps = explain.attention(one.model, one.pixels, layer=one.model.features)
     torch.testing.assert_close(why.heatmaps(one), maps)
     y, draws = torch.ones(SHOWN).long(), torch.Generator().manual_seed(3)
-    bend = explain.curvature(one.model, one.pixels, y, iterations=why.ITERATIONS, generator=draws)
+    bend = explain.curvature(one.model, one.pixels, y, iterations=why.ITERATIONS, generator=draws).abs().double()
+    answers = logits(one.model, one.pixels).double()
+    spread = (answers[:, 1] - answers[:, 0]).std()
     found = why.steepness(one, 3)
-    assert 10.0 ** found["curvature"] == pytest.approx(bend.abs().double().clamp_min(quantities.STRAIGHT).numpy())
+    expected = (bend / spread**2).clamp_min(quantities.STRAIGHT)
+    assert 10.0 ** found["curvature"] == pytest.approx(expected.numpy(), rel=1e-5)
     assert (found["sharpness"] > 0).all()
+    assert found["relative"] == pytest.approx(found["sharpness"] / float(spread))
     rise = why.surface(one, 3)
     assert rise.shape == (9, 9) and rise[4, 4] == 0 and (np.diff(rise[:, 4]) > 0).all()  # x first: along the gradient
-
-
-def test_both_sides_of_the_imagenet_comparison_have_maps_of_one_layer(home):
-    """A pretrained backbone meets medical images and crops at one size: same layer, same number of places."""
-    name, x = "tf_efficientnet_lite0", torch.rand(1, 3, 64, 64)
-    places = []
-    for classes in (2, 1000):
-        model = why.models.build(name, classes, weights="scratch").eval()
-        layer = explain.last_feature_map(model, x, places=why.PLACES)
-        (path,) = (path for path, module in model.named_modules() if module is layer)
-        places.append(path)
-    assert places[0] == places[1]
-
-
-def test_the_imagenet_network_is_asked_but_never_judged(records):
-    o = records["why_attention_region"].outcomes
-    rows = o.where(domain="imagenet").rows
-    assert set(rows["prediction"]) == {outcomes.NONE} and len(rows) == SHOWN
-    model = records["why_attention_region"].header.models[int(rows["model"].iloc[0])]
-    assert model.seed is None and not model.baseline and model.accuracy is None
 
 
 def test_half_of_the_mass_lies_in_at_most_half_of_the_pixels(records):
@@ -331,12 +356,9 @@ def test_texture_sets_have_the_slides_size(chosen):
     assert all(images.name.startswith("phantom") for (domain, _), images in sets.items() if domain == "medical")
 
 
-def test_crops_are_in_colour_and_name_their_photograph():
+def test_crops_are_grey_and_name_their_photograph():
     images = why.crops(12, size=24, seed=1)
-    assert images.images.shape == (12, 3, 24, 24) and len(set(images.groups)) == 6
-    coffee = images.images[images.groups == "coffee"][0].astype(int)
-    assert abs(coffee[0] - coffee[2]).max() > 30
-    assert why.crops(12, size=24, seed=1, colour=False).channels == 1
+    assert images.images.shape == (12, 1, 24, 24) and len(set(images.groups)) == 6
 
 
 def test_sizes_count_the_most_complete_copy(chosen, monkeypatch):
@@ -386,21 +408,84 @@ def results(networks: tuple[str, ...] = ("a",), **accuracy: tuple[float, float])
     return cells(given, ("dataset", "network", "training", "attack", "eps"))
 
 
-def test_margins_are_means_over_the_slides_strengths():
-    o = results(BIM8=(0.3, 0.5), PGD0_5=(0.9, 0.5), **{"PGD0.5": (0.9, 0.5)})
-    assert quantities.margin(o, dataset="chest_ct", attack="BIM").value == pytest.approx((0.3 - 0.2) / 2)
-    assert quantities.margin(o, dataset="chest_ct", attack="PGD").value == pytest.approx(0.3)
-    assert quantities.weaker_margin(o, dataset="chest_ct", attack="PGD").value == pytest.approx(0.4)
-    assert quantities.margin_everywhere(o, dataset="chest_ct").value == pytest.approx(-0.2)
+def test_margins_are_means_over_iterated_attacks_and_the_slides_strengths():
+    o = results(BIM8=(0.3, 0.5), **{"PGD0.5": (0.9, 0.5)})  # ε below 1/255 is none of the slides'
+    assert quantities.margin(o, dataset="chest_ct").value == pytest.approx((5 * 0.3 - 0.2) / 6)
     assert quantities.clean_gain(o, dataset="chest_ct").value == pytest.approx(0.1)
+    assert quantities.margin_at(o, dataset="chest_ct", attack="BIM", eps="8/255").value == pytest.approx(-0.2)
 
 
-def test_networks_are_averaged_before_the_smallest_margin():
+def test_networks_are_averaged():
     o = results(("a", "b"))
     reversed_rows = o.rows.copy()
     reversed_rows.loc[(o.rows["network"] == "b") & (o.rows["training"] == "assimilated"), "prediction"] = 0
-    measured = replace(o, rows=reversed_rows)
-    assert quantities.margin_everywhere(measured, dataset="chest_ct").value == pytest.approx((0.3 - 0.5) / 2)
+    found = quantities.margin(replace(o, rows=reversed_rows), dataset="chest_ct")
+    assert found.value == pytest.approx((0.3 - 0.5) / 2)
+
+
+def withstanding(**smallest: float) -> Outcomes:
+    """Chest CT: the smallest ε in grey levels of every image, by training (spaces as underscores)."""
+    conditions = ("dataset", "network", "training", "attack", "eps")
+    given = {
+        ("chest_ct", "a", training.replace("_", " "), "none", "0/255"): {"smallest": [level, level]}
+        for training, level in smallest.items()
+    }
+    return cells(given, conditions)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "octaves"), [(0, 0), (1 / 64, 0), (1 / 32, 0), (1 / 16, 1), (1, 5), (8, 8), (quantities.BEYOND, 8)]
+)
+def test_octaves_are_doublings_of_the_smallest_eps(smallest, octaves):
+    mean = quantities.octaves(withstanding(vanilla=smallest)).mean("octaves")
+    assert mean["chest_ct"].value == pytest.approx(octaves)
+
+
+def test_mean_octaves_are_the_area_below_robust_accuracy():
+    levels = np.random.default_rng(0).uniform(0, 10, 40)
+    o = withstanding(vanilla=1)
+    o = replace(o, rows=o.rows.assign(smallest=np.tile(levels, 2)))
+    grid = np.arange(0, 8, 1e-3)  # octaves above LEAST
+    accuracy = np.mean(levels[:, None] > quantities.LEAST * 2**grid, axis=0)
+    assert quantities.octaves(o).mean("octaves")["chest_ct"].value == pytest.approx(accuracy.mean() * 8, abs=0.01)
+
+
+def test_what_a_training_withstands_is_compared_in_octaves():
+    o = withstanding(vanilla=0.25, assimilated=1, random_repaint=0.5)
+    assert quantities.withstood(o, dataset="chest_ct", training="assimilated").value == pytest.approx(2)
+    mean = quantities.withstood_mean(o, training="assimilated", over="random repaint")
+    assert mean.value == pytest.approx(1)
+    with pytest.raises(Unmeasured, match="no smallest ε"):
+        quantities.withstood(results(), dataset="chest_ct", training="assimilated")
+
+
+def test_a_transferred_attack_is_compared_with_the_vanilla_models_own():
+    o = results(PGD1=(0.2, 0.1), PGD8=(0.0, 0.0))
+    moved = {
+        ("chest_ct", "a", "assimilated", quantities.TRANSFERRED, eps): {"right": [share, share]}
+        for eps, share in (("1/255", 0.6), ("8/255", 0.2))
+    }
+    more = cells(moved, o.conditions)
+    both = replace(o, rows=outcomes.tidy(pd.concat([o.rows, more.rows], ignore_index=True), o.conditions))
+    found = quantities.apparent_margin(both, dataset="chest_ct", attack=quantities.TRANSFERRED)
+    assert found.value == pytest.approx((0.5 + 0.2) / 2)
+    assert quantities.apparent_margin(both, dataset="chest_ct", attack="PGD").value == pytest.approx(0.05)
+
+
+def test_the_worst_of_the_standard_attacks_is_compared_by_name():
+    given = {
+        (dataset, "a", training, quantities.WORST, "0.25/255"): {"right": [share, share]}
+        for dataset, pair in (("chest_ct", (0.5, 0.6)), ("busi2", (0.2, 0.6)))
+        for training, share in zip(quantities.PAIR, pair, strict=True)
+    }
+    o = cells(given, ("dataset", "network", "training", "attack", "eps"))
+    assert quantities.worst_at(o, eps="0.25/255", datasets=["chest_ct", "busi2"]).value == pytest.approx(0.25)
+
+
+def test_a_split_by_image_flatters_by_a_difference():
+    given = {("chest_ct", split, "both"): {"right": [share] * 2} for split, share in (("patient", 0.8), ("image", 0.9))}
+    o = cells(given, ("dataset", "split", "class"))
+    assert quantities.flattered(o).value == pytest.approx(0.1)
 
 
 def test_fgsm_is_an_outlier_where_it_stays_up():
@@ -410,36 +495,46 @@ def test_fgsm_is_an_outlier_where_it_stays_up():
 
 
 def test_signs_on_the_ladder():
-    o = results(PGD1=(0.2, 0.5), FGSM8=(0.5, 0.1))
-    found = quantities.signs(o)
-    assert found["chest_ct", "a", "assimilated", "PGD rises along ε"].value == pytest.approx(0.6)
-    assert found["chest_ct", "a", "assimilated", "PGD rises along ε"].interval()[0] > 0
-    assert found["chest_ct", "a", "vanilla", "PGD rises along ε"].value == pytest.approx(0)
+    found = quantities.signs(results(PGD1=(0.2, 0.5), FGSM8=(0.5, 0.1)))
+    assert found["chest_ct", "a", "assimilated", "FGSM beats PGD"].value == pytest.approx(0.3)
     assert found["chest_ct", "a", "vanilla", "FGSM beats PGD"].value == pytest.approx(0.4)
+    assert len(found) == 3
 
 
 def test_a_floor_and_a_missing_dose_decide_nothing(records):
-    floored = results(**{f"{a}{e}": (0.0, 0.025) for a in ("BIM",) for e in ("1", "8")})
-    found = quantities.margin(floored, dataset="chest_ct", attack="BIM")
+    floored = results(**{f"{a}{e}": (0.0, 0.025) for a in ("BIM", "MIFGSM", "PGD") for e in ("1", "8")})
+    found = quantities.margin(floored, dataset="chest_ct")
     assert "floor" in claims.GATES["floor"](found, None, 0.05)
     record = records["accuracy_vs_attack_strength"]
-    margin = quantities.margin(record.outcomes, dataset="chest_ct", attack="PGD")
+    margin = quantities.margin(record.outcomes, dataset="chest_ct")
     assert "channel_spread" in claims.GATES["dose"](margin, record, {"channel_spread": 2.0})
     assert not claims.GATES["dose"](margin, record, {"channel_spread": 0.0})
 
 
+def test_the_dose_of_one_arm_does_not_stand_in_for_the_others(records):
+    record = records["texture_colour_adaptation"]
+    held = quantities.texture_held(record.outcomes, dataset="chest_ct")
+    doses: dict[str, list[float]] = {}
+    for number in claims.used(held, record):
+        model = record.header.models[number]
+        doses.setdefault(figures._kind(record, number), []).append(model.dose["channel_spread"])
+    low, high = sorted(np.mean(each) for each in doses.values())
+    assert low < high
+    assert "was not given" in claims.GATES["dose"](held, record, {"channel_spread": (low + high) / 2})
+    assert not claims.GATES["dose"](held, record, {"channel_spread": low - 1e-9})
+
+
 def why_outcomes(levels: dict[str, float], column: str) -> Outcomes:
-    domains = {"photographs": "natural", "crops": "imagenet"}
+    domains = {"photographs": "natural"}
     given = {(domains.get(key, "medical"), key): {column: [level, level]} for key, level in levels.items()}
     return cells(given, ("domain", "dataset"))
 
 
 def test_medical_tasks_are_compared_with_natural_ones():
-    levels = {"chest_ct": 0.4, "brain_mri": 0.5, "chest_xray": 0.4, "busi2": 0.3, "photographs": 0.35, "crops": 0.6}
+    levels = {"chest_ct": 0.4, "brain_mri": 0.5, "chest_xray": 0.4, "busi2": 0.3, "photographs": 0.35}
     o = why_outcomes(levels, "area 0.5")
     assert quantities.above(o, column="area 0.5", than="natural").value == pytest.approx(0.05, abs=1e-3)
     assert quantities.each_above(o, column="area 0.5", than="natural").value == pytest.approx(-0.05, abs=1e-3)
-    assert quantities.above(o, column="area 0.5", than="imagenet").value == pytest.approx(-0.2, abs=1e-3)
 
 
 def test_a_training_without_any_map_has_no_say():
@@ -450,13 +545,10 @@ def test_a_training_without_any_map_has_no_say():
         quantities.above(replace(o, rows=rows), column="area 0.5", than="natural")
 
 
-def test_accuracy_lost_is_compared_with_natural_images():
-    given = {}
-    for domain, dataset, before, after in [("medical", "chest_ct", 0.9, 0.1), ("natural", "photographs", 0.8, 0.5)]:
-        given[domain, dataset, "none", "0/255"] = {"right": [before, before]}
-        given[domain, dataset, "PGD", "1/255"] = {"right": [after, after]}
-    o = cells(given, ("domain", "dataset", "attack", "eps"))
-    assert quantities.lost_above(o, than="natural").value == pytest.approx(0.8 - 0.3)
+def test_medical_images_give_way_sooner_where_they_withstand_fewer_octaves():
+    o = why_outcomes({"chest_ct": 0.25, "brain_mri": 1, "chest_xray": 0.5, "busi2": 2, "photographs": 2}, "smallest")
+    assert quantities.sooner(o).value == pytest.approx((3 + 1 + 2 + 0) / 4)
+    assert quantities.sooner_each(o).value == pytest.approx(0)
 
 
 def test_missing_images_of_a_class():
@@ -489,19 +581,24 @@ def test_every_claim_is_computed_from_the_record_of_its_chapter(claim, records):
 
 def test_figures_of_the_results(records, chosen):
     record = records["accuracy_vs_attack_strength"]
-    for figure in (figures.strengths(record), figures.survival(record)):
+    for figure in (figures.strengths(record), figures.curves(record), figures.survival(record)):
         assert "seeds 0, 1" in figure.caption and "chest CT, SimpleCNN (from scratch)" in figure.alt
     accuracy = record.outcomes.accuracy["chest_ct", NETWORK, "vanilla", "BIM", "8/255"].value
     assert f"{accuracy:.3g} at 8" in figures.strengths(record).alt
-    signs = 2 * len(checks.CHECKS) + 2 * len(quantities.TRAININGS)
+    signs = 2 * len(checks.CHECKS) + len(quantities.PAIR)
     assert len(figures.masking([record]).frame) == signs
-    assert len(figures.accuracies([record]).frame) == len(quantities.TRAININGS)
-    assert len(figures.doses(record).frame) == 2
+    table = figures.trainings([record]).frame
+    assert len(table) == len(quantities.TRAININGS) and (table["channel spread"] == "–").sum() == 2
+    assert figures.dose(record).alt.count("spread") == 2 * len(quantities.TRAININGS)
+    assert len(figures.readings(record).frame) == len(figures.READINGS)
+    felled = figures.felled(record).frame
+    assert (felled.drop(columns=["data", "training", "ε"]).sum(axis=1) == 2 * SHOWN).all() and len(felled) == 8
     assert "brain MRI" in figures.strengths(records["all_datasets"]).alt
 
 
 def test_figures_of_textures_and_tables(records, chosen):
     record = records["texture_colour_adaptation"]
+    assert len(figures.doses(record).frame) == 4
     assert "with GLCM loss: texture" in figures.textures(record).alt
     shown = study.pictures(chosen)
     assert {name: p.shape for name, p in shown["brain_mri"].items()} == {
@@ -511,6 +608,7 @@ def test_figures_of_textures_and_tables(records, chosen):
     }
     assert "without GLCM loss by" in figures.repainted(shown, record).alt
     tables = records["datasets_and_training"]
+    assert "split by image" in figures.splits(tables).alt
     sizes = figures.sizes(tables).frame
     assert sizes["on the slides"].tolist() == [536, 536, 1595, 1595, 1583, 1583, 210, 210]
     assert sizes["phantoms used"].tolist() == [30] * 8
@@ -523,14 +621,15 @@ def test_figures_of_textures_and_tables(records, chosen):
 def test_figures_of_the_whys(records, chosen):
     region, landscape = records["why_attention_region"], records["why_loss_landscape"]
     assert "chest CT" in figures_why.attention(region).alt
-    for draw in (figures_why.vulnerability, figures_why.landscapes, figures_why.slices, figures_why.sharpness):
+    names = ("vulnerability", "smallest", "landscapes", "slices", "sharpness")
+    for draw in (getattr(figures_why, name) for name in names):
         assert "breast ultrasound" in draw(landscape).alt and "Smoke profile, phantom data" in draw(landscape).caption
     grid = figures_why.landscape(landscape)
-    assert len(grid) == 6 * 81 and (grid.query("x == 0 and y == 0")["value"] == 0).all()
+    assert len(grid) == 5 * 81 and (grid.query("x == 0 and y == 0")["value"] == 0).all()
     for record, column in ((region, "attended area"), (landscape, "rise within 4/255, nats")):
         table = figures_why.scores(record).frame
-        assert len(table) == 6 and table["accuracy"].iloc[-1] == "–" and column in table
-    assert "photographs, ImageNet network" in figures_why.maps(why.maps(chosen), region).alt
+        assert len(table) == 5 and column in table
+    assert "photographs" in figures_why.maps(why.maps(chosen), region).alt
     texture = records["glcm_texture"]
     assert "flat windows" in figures_why.monotony(texture).alt and "none is asked" in texture.stamp().to_string()
 
