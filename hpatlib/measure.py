@@ -164,9 +164,9 @@ def _harder(
     tried = []
     if place.fixed is not None:
         # Where the usual 4 · 5 gradients of three units do not fit into the budget, one start has half of it.
-        few: dict[str, Any] = {} if searches >= 64 else {"starts": 1, "steps": max(1, searches // 6)}
-        ascent = partial(gradient_ascent, model, noisy, labels, place.box, generator=generator, **few)
-        tried.append(ascent(evaluations=max(4, searches)).images)
+        starts, steps = (4, 5) if searches >= 64 else (1, max(1, searches // 6))
+        ascent = partial(gradient_ascent, model, noisy, labels, place.box, starts=starts, steps=steps)
+        tried.append(ascent(evaluations=max(4, searches), generator=generator).images)
     if place.eps:
         tried.append(SUITE(model, images, labels, eps=place.eps, generator=generator).images)
     return tried
