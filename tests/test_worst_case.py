@@ -1,25 +1,20 @@
 """Auto-PGD, the nearest misclassified image, the suite and the smallest ε: equal to closed forms and to their peers."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torchattacks
+from hpatlib.fab import fab
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
-from test_checks import EPS, Before, fitted, generator, gratings
+from test_checks import EPS, fitted, generator, gratings
 from torch import nn
 from torch.nn import functional as F
 
-from hpatlib.apgd import _checkpoints, apgd, check_eps, distance
-from hpatlib.attacks import climb, noisy, worse
-from hpatlib.fab import _onto, fab
+from hpatlib.apgd import _checkpoints, apgd, distance
 from hpatlib.measure import logits
-from hpatlib.square import search
-from hpatlib.worst_case import smallest_eps, worst_case
 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
 HARD = {"linf": 0.3 * EPS, "l2": 0.25}  # budgets at which some images fall and some stand
