@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from _timing import report, rounds
+from _timing import Row, arguments, compare, row, save
 from torch import Tensor, nn
 
 from hpatlib import measure, models, runs
@@ -37,7 +37,8 @@ from hpatlib.training import Recipe
 EVALUATIONS, BATCH, SIZE, SEEDS = 100, 32, 64, 3
 
 
-def queries_and_overhead(name: str, device: str) -> None:
+def queries_and_overhead(name: str, options: argparse.Namespace) -> list[Row]:
+    device = options.device
     model = frozen(models.build(name, 2, weights="scratch").to(device))
     images = torch.rand(BATCH, 3, SIZE, SIZE, device=device)
     labels, box = torch.arange(BATCH, device=device) % 2, Box(12, 180)
@@ -50,10 +51,11 @@ def queries_and_overhead(name: str, device: str) -> None:
     def search() -> None:
         stbo(model, images, labels, box, evaluations=EVALUATIONS)
 
-    print(f"\n{name}, {SIZE} px, batch {BATCH}, {EVALUATIONS} evaluations, {device}, {torch.get_num_threads()} threads")
     # One thread on a busy machine: its own work is what the processor's clock counts.
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    report(rounds({"bare forwards and warps": bare, "STBO": search}, 5, clock), "bare forwards and warps")
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    seconds = compare({"bare forwards and warps": bare, "STBO": search}, options.repeats, clock)
+    what = f"STBO's time, {name}, {EVALUATIONS} queries"
+    return [row(what, seconds, "STBO", "bare forwards and warps", target=1.25)]
 
 
 class Free(nn.Module):
@@ -131,7 +133,8 @@ def trees(model: nn.Module, images: Tensor, labels: Tensor, box: Box, *, seed: i
     return torch.cat(found)
 
 
-def losses_at_equal_budgets(name: str, device: str, count: int) -> None:
+def losses_at_equal_budgets(name: str, options: argparse.Namespace) -> list[Row]:
+    device, count, rows = options.device, options.count, []
     real = bool(os.environ.get("HPAT_DATA"))
     weights = "imagenet" if name == "tf_efficientnet_lite0" else "scratch"
     recipe = Recipe(epochs=4 if weights == "imagenet" else 6, batch_size=32)
@@ -169,34 +172,49 @@ def losses_at_equal_budgets(name: str, device: str, count: int) -> None:
             key: torch.stack([method(box, seed) for seed in range(1 if key in once else SEEDS)])
             for key, method in methods.items()
         }
-        best = torch.cat(list(found.values())).amax(dim=0)
+        equal = [
+            key for key in found if key not in ("grid, 775 points", "800 units, 10 × 20 of Adam", "STBO, 400 units")
+        ]
+        best = torch.cat([found[key] for key in equal]).amax(dim=0)
         few = min(4, len(images))
-        print(f"±{box.rotation:g}°, ±{box.translation:g} px: the best of any has a mean loss of {best.mean():.3f}")
+        told = f"{name}, ±{box.rotation:g}°, ±{box.translation:g} px"
+        print(f"{told}: the best of any search of {EVALUATIONS} units has a mean loss of {best.mean():.3f}")
         for key, losses in found.items():
-            seeds = ", ".join(f"{share:.1%}" for share in (losses.mean(dim=1) / best.mean()).tolist())
-            print(
-                f"  {key:28} {losses.mean() / best.mean():6.1%}  ({seeds}); first {few}: {losses[:, :few].mean():.3f}"
-            )
+            shares = (losses.mean(dim=1) / best.mean()).tolist()
+            print(f"  {key:28} {losses.mean() / best.mean():6.1%}  ({', '.join(f'{each:.1%}' for each in shares)})")
         for package, peer in (("cma", evolution), ("optuna", trees)):
             try:
                 with torch.no_grad():
                     loss = peer(model, images[:few], labels[:few], box, seed=0).mean()
-                print(f"  {package:28} first {few}: {loss:.3f}")
+                own = found["STBO"][:, :few].mean()
+                print(f"  {package:28} {loss / own:.1%} of STBO's loss on the first {few}")
             except ImportError:
                 print(f"  {package} is not installed: left out")
+        ours = found["STBO"].mean(dim=1).tolist()
+        strongest = max((key for key in equal if not key.startswith("STBO")), key=lambda key: float(found[key].mean()))
+        for key, losses, target in (
+            ("best of any", best.mean().expand(SEEDS), 1 / 0.995 if box.rotation < 180 else 1 / 0.98),
+            (strongest, found[strongest].mean(dim=1).expand(SEEDS), 1.0),
+            ("grid, 775 points", found["grid, 775 points"].mean().expand(SEEDS), 1.0),
+        ):
+            measured = {"peer": losses.tolist(), "STBO": ours}
+            made = row(f"loss found by {key}, {told}", measured, "peer", "STBO", target=target, unit="nats")
+            rows.append(made)
+    return rows
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["tf_efficientnet_lite0", "resnet18"], choices=models.MODELS)
-    parser.add_argument("--device", default=runs.default_device())
     parser.add_argument("--count", type=int, default=32, help="images to search")
     parser.add_argument("--only", choices=["time", "loss"])
-    asked = parser.parse_args()
+    asked = arguments(__doc__, repeats=3, parser=parser)
+    torch.set_num_threads(1)
+    found = []
     if asked.only != "loss":
-        for name in asked.models:
-            queries_and_overhead(name, asked.device)
-        processes_against_botorch()
+        found += [each for name in asked.models for each in queries_and_overhead(name, asked)]
+        found += processes_against_botorch()
     if asked.only != "time":
-        for name in asked.models:
-            losses_at_equal_budgets(name, asked.device, asked.count)
+        found += [each for name in asked.models for each in losses_at_equal_budgets(name, asked)]
+    data = "C-NMC" if os.environ.get("HPAT_DATA") else "phantoms"
+    save("stbo", found, asked, images=asked.count, data=data)
