@@ -314,7 +314,7 @@ class Search:
             logits = self._answers(unit)
             gradient = derivative(self._score(logits).sum(), unit)
         self._keep(unit.detach(), logits.detach(), 3)
-        return gradient
+        return gradient.mean(dim=0, keepdim=True).expand_as(gradient) if self.together else gradient
 
     def result(self) -> SearchResult:
         check_losses(self.highest)  # unlike the loss, it remembers a NaN from any of the queries

@@ -206,6 +206,9 @@ def test_a_polish_is_paid_for_and_never_loses(model, images, labels):
     assert polished.history.shape == (6, 32) and (polished.loss >= plain.loss - 1e-6).all()
     torch.testing.assert_close(polished.history[:, :20], plain.history)
     assert (polished.loss > plain.loss + 1e-5).any()
+    together = stbo(model, images, labels, Box(3, 30), evaluations=32, polish=4, scope="batch")
+    assert (together.s == together.s[0]).all()
+    assert together.loss.mean().item() == pytest.approx(together.history[0, -1].item(), abs=1e-5)
 
 
 class Transfers(TorchDispatchMode):
