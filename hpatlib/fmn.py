@@ -45,8 +45,9 @@ def fmn(model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "linf"
             nearest = torch.where(closer.view(-1, 1, 1, 1), x, nearest)
             smallest = torch.where(closer, length, smallest)
             away = length + lead.abs() / torch.linalg.vector_norm(gradient.flatten(1), dual, dim=1).clamp_min(1e-12)
-            grown = torch.where(smallest.isfinite(), (1 + pace) * eps, away)
-            eps = torch.where(wrong, torch.minimum((1 - pace) * eps, smallest), grown)
+            # Beyond the boundary, for on it two logits tie.
+            reach = (1 + pace) * torch.where(smallest.isfinite(), eps, away)
+            eps = torch.where(wrong, torch.minimum((1 - pace) * eps, smallest), reach)
             ahead = x + step * gradient / distance(gradient, "l2").clamp_min(1e-12).view(-1, 1, 1, 1)
             x = ball(images, eps.view(-1, 1, 1, 1), norm)(ahead)
         if not finite:
