@@ -57,6 +57,13 @@ GREY = replace(PLAIN, dataset="chest_ct", split_by="patient", model="tf_efficien
         (replace(PLAIN, adversary=HYBRID), "3d7f9afe88aa9a5c"),
         (replace(GREY, front="replicated"), "45307914ba502774"),
         (replace(GREY, front="assimilated", objective=Objective(0.9)), "b7bc32ef51b831d4"),
+        (PLAIN, "d0437576cb323749"),
+        (replace(PLAIN, recipe=Recipe(epochs=10, lr=1e-4, patience=3), test=0.2), "c58142aae38dfbe2"),
+        (replace(PLAIN, static_eps=0.05), "dfe7861b80cf47ef"),
+        (replace(PLAIN, adversary=PGD, mixbn=True), "e0a1b6f2e5bc1ae2"),
+        (replace(PLAIN, adversary=HYBRID), "c148e7dedd3bee15"),
+        (replace(GREY, front="replicated"), "2483de429f4eaafc"),
+        (replace(GREY, front="assimilated", objective=Objective(0.9)), "2e2ee1bdccf4432d"),
     ],
 )
 def test_keys_stay_what_they_are(run, expected):
