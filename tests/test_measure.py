@@ -21,6 +21,7 @@ from hpatlib.measure import Study
 from hpatlib.records import Images, Model
 from hpatlib.runs import train_or_load
 from hpatlib.training import Recipe
+from hpatlib.worst_case import worst_case
 
 
 class Left(nn.Module):
@@ -116,6 +117,24 @@ def test_each_attack_sees_every_image_once_and_none_is_the_clean_one(halves):
     assert (answers["clean"].argmax(1) != answers["turned"].argmax(1)).all()
 
 
+def test_attacks_may_ask_another_network_and_the_model_itself_answers(halves):
+    asked = []
+
+    class Other(Left):
+        def forward(self, images):
+            return -super().forward(images)
+
+    def towards(model, images, labels):
+        asked.append(type(model).__name__)
+        return attacks.fgsm(model, images, labels, eps=0.5)
+
+    here = dict(measure.attacked(Left(), halves, {"fgsm": towards, "clean": None}))
+    there = dict(measure.attacked(Left(), halves, {"fgsm": towards, "clean": None}, asked=Other()))
+    assert asked == ["Left", "Other"] and torch.equal(here["clean"], there["clean"])
+    assert (here["fgsm"].argmax(1).numpy() != halves.labels).all()  # an attack on the opposite network helps this one
+    assert (there["fgsm"].argmax(1).numpy() == halves.labels).all()
+
+
 class Held:
     """Six images as a data set."""
 
@@ -152,8 +171,48 @@ def test_environments_are_pgd_then_one_transform_or_the_worst(model, images, lab
     assert all(torch.equal(alone[key], found[key]) for key in alone)  # whatever else was asked for
     other = measure.environments(model, held, places[1:2], readings=["fixed"], seed=4)
     assert list(other) == [("H2", "fixed")] and not torch.equal(other["H2", "fixed"], found["H2", "fixed"])
-    with pytest.raises(ValueError, match="unknown reading 'worst': choose fixed or searched"):
-        measure.environments(model, held, places, readings=("worst",))
+    with pytest.raises(ValueError, match="unknown reading 'hardest': choose fixed, searched or worst"):
+        measure.environments(model, held, places, readings=("hardest",))
+
+
+def test_the_worst_case_is_no_milder_than_any_of_its_parts(model, images, labels, monkeypatch):
+    """For each image: the search, another one, the ascent, and the suite of pixel attacks."""
+    held, parts = Held(images, labels), []
+    place = environment(2, size=16)
+
+    def suite(model, images, labels, *, eps, generator):
+        found = worst_case(model, images, labels, eps=eps, generator=generator, iterations=3, restarts=1, queries=4)
+        parts.append(found.images)
+        return found
+
+    monkeypatch.setattr(measure, "SUITE", suite)
+    found = measure.environments(model, held, [place], readings=["searched", "worst"], searches=8, seed=3)
+
+    def margin(answers):
+        own = answers.gather(1, labels[:, None]).squeeze(1)
+        return own - answers.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+
+    worst = margin(found["H2", "worst"])
+    assert (worst <= margin(found["H2", "searched"])).all()
+    assert len(parts) == 1 and (worst <= margin(measure.logits(model, parts[0])) + 1e-6).all()
+    assert (parts[0] - images).abs().max() <= 2 / 255 + 1e-6
+    # Without a pixel part the suite is not asked, and without a transform nothing is searched.
+    still = measure.environments(model, held, [pixel_and_rotation(0, 60)], readings=["worst"], searches=8)
+    assert len(parts) == 1 and list(still) == [("0/255, 60°", "worst")]
+    monkeypatch.setattr(measure, "stbo", None)
+    measure.environments(model, held, [pixel_and_rotation(2, 0)], readings=["worst"], searches=8)
+    assert len(parts) == 2
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_hardest_answer_is_the_one_with_the_least_margin(classes):
+    answers = [torch.randn(40, classes, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    labels = torch.arange(40) % classes
+    found = measure.hardest(answers, labels)
+    for n, label in enumerate(labels.tolist()):
+        margins = [float(a[n, label] - max(v for k, v in enumerate(a[n]) if k != label)) for a in answers]
+        assert torch.equal(found[n], answers[int(np.argmin(margins))][n])
+    assert torch.equal(measure.hardest(answers[:1], labels), answers[0])
 
 
 def test_the_worst_of_many_turns_is_found_and_one_fixed_turn_may_do_no_harm(halves):
@@ -169,6 +228,7 @@ def test_the_worst_of_many_turns_is_found_and_one_fixed_turn_may_do_no_harm(halv
 def test_a_sample_is_evenly_spaced(halves):
     assert measure.sample(halves, 4).ids.tolist() == halves.ids[[0, 4, 7, 11]].tolist()
     assert len(measure.sample(halves, 99)) == 12
+    assert measure.spaced(12, 4).tolist() == [0, 4, 7, 11] and measure.spaced(3, 9).tolist() == [0, 1, 2]
 
 
 # A study.
