@@ -167,7 +167,7 @@ def test_a_dead_training_stops_after_half_of_its_epochs_once_a_slow_start_would_
     if stops is None:
         fit(model, data, recipe, attack=attack)
         return
-    with pytest.raises(ValueError, match=rf"nothing was learned in \d+ epochs: .* of a guess .*; lower lr=0\.001"):
+    with pytest.raises(ValueError, match=r"nothing was learned in \d+ epochs: .* of a guess .*; lower lr=0\.001"):
         fit(model, data, recipe, attack=attack)
     assert len(steps) == stops
 
