@@ -59,11 +59,11 @@ def apgd(
     if eps == 0:
         return images.detach().clone()
 
-    with torch.enable_grad(), held_still(model):
+    with held_still(model):
         images, labels = images.detach().clone(), labels.clone()  # copies are no inference tensors
-        into = _ball(images, eps, norm)
+        into = ball(images, eps, norm)
         x = images if start is None else into(_noisy(images, eps, norm, generator))
-        value, wrong, gradient = _look(model, x, labels, ascended, first=True)
+        value, wrong, gradient = look(model, x, labels, ascended, first=True)
         finite = value.isfinite().all() & gradient.isfinite().all()
         worst, worst_value, worst_wrong = x, value, wrong
         best, best_value, best_gradient = x, value, gradient  # by loss alone: where a halved step goes on from
@@ -75,7 +75,7 @@ def apgd(
             if iteration > 1:
                 ahead = into(x + MOMENTUM * (ahead - x) + (1 - MOMENTUM) * (x - before))
             before, x, last = x, ahead, value
-            value, wrong, gradient = _look(model, x, labels, ascended, last=iteration == iterations)
+            value, wrong, gradient = look(model, x, labels, ascended, last=iteration == iterations)
             finite &= value.isfinite().all() & gradient.isfinite().all()
             rises += value > last
             worsened, better = worse(wrong, value, worst_wrong, worst_value), value > best_value
@@ -111,7 +111,7 @@ def distance(change: Tensor, norm: Norm) -> Tensor:
     return torch.linalg.vector_norm(change.flatten(1), math.inf if norm == "linf" else 2, dim=1)
 
 
-def _look(
+def look(
     model: nn.Module,
     x: Tensor,
     labels: Tensor,
@@ -120,7 +120,10 @@ def _look(
     first: bool = False,
     last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss ``[B]``, whether the answer is wrong ``[B]``, and the loss's gradient, zero and free at the ``last``."""
+    """The loss ``[B]``, whether the answer is wrong ``[B]``, and the loss's gradient, at the ``last`` look left at 0.
+
+    The ``first`` look checks what the model answers. The model must be held still.
+    """
     with torch.set_grad_enabled(not last):
         x = x.detach().requires_grad_(not last)
         logits = model(x)
@@ -148,16 +151,16 @@ def _steepest(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient / length.view(-1, 1, 1, 1)
 
 
-def _ball(images: Tensor, eps: float, norm: Norm) -> Callable[[Tensor], Tensor]:
-    """What brings any ``x [B, C, H, W]`` within ``eps`` of ``images`` and into [0, 1]."""
+def ball(images: Tensor, eps: float | Tensor, norm: Norm) -> Callable[[Tensor], Tensor]:
+    """What brings ``x [B, C, H, W]`` within ``eps`` (one, or ``[B, 1, 1, 1]``) of ``images`` and into [0, 1]."""
     if norm == "linf":
         low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
         return lambda x: x.clamp(low, high)
 
     def nearer(x: Tensor) -> Tensor:
         change = x - images
-        length = distance(change, norm).clamp_min(eps).view(-1, 1, 1, 1)
-        return (images + change * (eps / length)).clamp_(0, 1)  # which brings it nearer still
+        length = distance(change, norm).clamp_min(torch.finfo(x.dtype).tiny).view(-1, 1, 1, 1)
+        return (images + change * (eps / length).clamp(max=1)).clamp_(0, 1)  # which brings it nearer still
 
     return nearer
 

@@ -2,9 +2,9 @@
 
 The robustness that an attack measures is an upper bound, and the lowest of several different ones is the nearest to the
 truth. The suite is AutoAttack's idea (Croce & Hein 2020) for two classes and more, whose own suite takes four: PGD with
-restarts, Auto-PGD on two losses, FAB, the Square attack, and images made on other models. Images ``[B, C, H, W]`` in
-``[0, 1]``, labels ``[B]``, any number of them: they are worked through ``batch_size`` at a time. Checks and the promise
-to leave the model as found are those of ``hpatlib.attacks``.
+restarts, Auto-PGD on two losses, a minimal-distance attack (FMN), the Square attack, and images made on other models.
+Images ``[B, C, H, W]`` in ``[0, 1]``, labels ``[B]``, any number of them: they are worked through ``batch_size`` at a
+time. Checks and the promise to leave the model as found are those of ``hpatlib.attacks``.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +23,10 @@ from hpatlib._model import (
     check_whole,
     held_still,
     margin,
-    objective,
     ordinary_tensors,
 )
 from hpatlib.apgd import Norm, apgd, check_eps, distance
-from hpatlib.fab import fab
+from hpatlib.fmn import fmn
 from hpatlib.square import search
 
 Attack = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | int]]  # images, labels → attacked images, forward units
@@ -67,18 +66,15 @@ def worst_case(
     """Every attack of the suite in turn, each on the images that are still right; all within ``eps`` of the images.
 
     ``"PGD"``: from the image itself and ``restarts`` − 1 points of the ball, ``iterations`` steps of
-    2.5 · ε / iterations; ``"APGD-CE"`` and ``"APGD-margin"``; ``"FAB"``, where its nearest image lies within ε;
+    2.5 · ε / iterations; ``"APGD-CE"`` and ``"APGD-margin"``; ``"FMN"``, where its nearest image lies within ε;
     ``"Square"`` with so many ``queries``; ``"transfer"``: Auto-PGD made on each of ``surrogates``, whose own passes are
     not counted. In L2 there is no PGD and no Square attack. The budgets are what a CPU affords, about 900 forward
     passes for an image that stands, a tenth of what AutoAttack spends: give 100 iterations and 5000 queries where a
     number is all that matters. ``generator`` draws all starts.
     """
     check_images(images, labels)
-    eps, iterations, restarts = (
-        check_eps(eps, norm),
-        check_whole("iterations", iterations),
-        check_whole("restarts", restarts),
-    )
+    eps, restarts = check_eps(eps, norm), check_whole("restarts", restarts)
+    iterations = check_whole("iterations", iterations)
     queries, batch_size = check_whole("queries", queries, least=2), check_whole("batch_size", batch_size)
 
     def pgd(start: attacks.Start) -> Attack:
@@ -90,13 +86,13 @@ def worst_case(
         tried = partial(apgd, network, eps=eps, iterations=iterations, norm=norm, loss=loss, generator=generator)
         return lambda x, y: (tried(x, y), 3 * iterations + 1 if network is model else 0)
 
-    def suite(classes: int) -> Iterator[tuple[str, Attack]]:
+    def suite() -> Iterator[tuple[str, Attack]]:
         if norm == "linf":
-            for start in ((None, "uniform")[min(number, 1)] for number in range(restarts)):
-                yield "PGD", pgd(start)
+            yield "PGD", pgd(None)
+            yield from (("PGD", pgd("uniform")) for _ in range(restarts - 1))
         yield "APGD-CE", auto(model, "cross-entropy")
         yield "APGD-margin", auto(model, "margin")
-        yield "FAB", lambda x, y: (fab(model, x, y, norm=norm, iterations=iterations), 2 * classes * iterations)
+        yield "FMN", lambda x, y: (fmn(model, x, y, norm=norm, iterations=iterations), 3 * iterations)
         if norm == "linf":
             yield "Square", lambda x, y: search(model, x, y, eps=eps, queries=queries, generator=generator)
         for surrogate in surrogates:
@@ -108,7 +104,7 @@ def worst_case(
         check_logits(logits, labels)
         worst, highest, wrong = images.clone(), margin(logits, labels), logits.argmax(dim=1) != labels
         felled, spent = wrong.long(), torch.ones_like(labels)  # felled [B]: which of the names
-        for name, attack in suite(logits.shape[1]):
+        for name, attack in suite():
             names.append(name)
             left = (~wrong).nonzero().squeeze(1)
             for index in left.split(batch_size) if len(left) else ():
@@ -141,7 +137,8 @@ def smallest_eps(
     """The smallest ε, in L∞, at which PGD changes the answer to each image: ``[N]``, 0 where it is wrong already and
     ``inf`` where ``most`` does not do it.
 
-    Bisection in log ε, of each image on its own: PGD on the margin at ``most``, then ``steps`` times at the geometric
+    Bisection in log ε, of each image on its own: PGD on the margin, its direction a running sum of gradients as in
+    MI-FGSM, at ``most``, then ``steps`` times at the geometric
     mean of the largest ε that failed and the smallest change that misled, from that change scaled down. What misled at
     one ε misleads at any larger, so each value is the size of a change that does it, an upper bound. ``least`` is where
     the search expects its lower end; where less misleads, it goes on below. ``generator`` draws the first starts. Costs
@@ -158,7 +155,7 @@ def smallest_eps(
         eps = eps.view(-1, 1, 1, 1)
         low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
         step, start = 2.5 / iterations * eps, tried.clamp(low, high)
-        end = attacks.climb(model, start, y, low, high, step=step, iterations=iterations, ascended=objective("margin"))
+        end = attacks.climb(model, start, y, low, high, step=step, iterations=iterations, ascended=margin, decay=1.0)
         return end, model(end).argmax(dim=1) != y, distance(end - x, "linf")
 
     def bisect(x: Tensor, y: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from hpatlib.apgd import apgd
 from hpatlib.attacks import bim, fgsm, gradient, mifgsm, pgd, random_restarts
 
 EPS, STEP, ITERATIONS = 8 / 255, 2 / 255, 7
@@ -19,8 +20,10 @@ ATTACKS = {
     "bim": partial(bim, eps=EPS, step=STEP, iterations=ITERATIONS),
     "mifgsm": partial(mifgsm, eps=EPS, step=STEP, iterations=ITERATIONS),
     "pgd": partial(pgd, eps=EPS, step=STEP, iterations=ITERATIONS),
+    "apgd": partial(apgd, eps=EPS, iterations=ITERATIONS),
     "pgd-gaussian": partial(pgd, eps=EPS, step=STEP, iterations=ITERATIONS, start="gaussian"),
 }
+DRAWN = (pgd, apgd)  # from a start that is drawn
 every = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 
 
@@ -77,7 +80,7 @@ def test_the_attacks_contain_each_other(model, images, labels):
 
 @every
 def test_each_image_is_attacked_on_its_own(attack, model, images, labels):
-    attack = partial(attack, start=None) if attack.func is pgd else attack  # noise differs by position
+    attack = partial(attack, start=None) if attack.func in DRAWN else attack  # noise differs by position
     together = attack(model, images, labels)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     torch.testing.assert_close(attack(model, images[order], labels[order]), together[order], atol=1e-6, rtol=0)
@@ -140,10 +143,10 @@ def test_the_model_is_left_as_found_when_it_fails(mixed, images, labels):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @every
 def test_works_where_gradients_are_off(attack, mode, model, images, labels):
-    attack = partial(attack, generator=torch.Generator().manual_seed(0)) if attack.func is pgd else attack
+    attack = partial(attack, generator=torch.Generator().manual_seed(0)) if attack.func in DRAWN else attack
     with mode():
         found = attack(model, images.clone(), labels)
-    if attack.func is not pgd:
+    if attack.func not in DRAWN:
         assert torch.equal(found, attack(model, images, labels))
     assert (found - images).abs().max() > 0
 
