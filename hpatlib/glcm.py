@@ -219,7 +219,9 @@ def _asm(
         counts = [corner.index_select(0, cells) for corner in corners]
         for corner in corners:
             corner.scatter_(0, cells, zeros[: len(cells)])
-        total = sum(weight * count for weight, count in zip(weights, counts, strict=True))
+        total = torch.zeros_like(weights[0])
+        for weight, count in zip(weights, counts, strict=True):
+            total.addcmul_(weight, count)
         values.append(total.view(pairs, -1).sum(dim=0) / pairs**2)
         if with_slopes and between:
             p00, p01, p10, p11 = (count.view_as(a[0]) for count in counts)

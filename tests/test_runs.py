@@ -55,8 +55,8 @@ GREY = replace(PLAIN, dataset="chest_ct", split_by="patient", model="tf_efficien
         (replace(PLAIN, static_eps=0.05), "4b1ef5b5f225d20b"),
         (replace(PLAIN, adversary=PGD, mixbn=True), "3bf8811152dc1de3"),
         (replace(PLAIN, adversary=HYBRID), "3d7f9afe88aa9a5c"),
-        (replace(GREY, front="replicated"), "45307914ba502774"),
-        (replace(GREY, front="assimilated", objective=Objective(0.9)), "b7bc32ef51b831d4"),
+        (replace(GREY, front="replicated"), "a97eedc776884739"),
+        (replace(GREY, front="assimilated", objective=Objective(0.9)), "b7ec46f3f33ee06c"),
     ],
 )
 def test_keys_stay_what_they_are(run, expected):
@@ -353,7 +353,7 @@ CURVES = {  # part of BEHAVIOUR to raise, run, loss of each epoch
     "static": ("attacks", replace(OWN, static_eps=8 / 255), [0.79851, 0.540642]),
     "hybrid": ("stbo", replace(OWN, adversary=HYBRID), [1.41176, 0.989996]),
     "mixbn": ("mixbn", replace(OWN, adversary=PGD, mixbn=True), [1.24887, 0.793895]),
-    "assimilated": ("assimilation", replace(OWN, front="assimilated", objective=Objective(0.5)), [0.38366, 0.287074]),
+    "assimilated": ("assimilation", replace(OWN, front="assimilated", objective=Objective(0.5)), [0.396236, 0.308173]),
 }
 
 
