@@ -302,9 +302,9 @@ def read_otherwise(
         long = partial(attacks.pgd, step=LIBRARY_STEP, **steps)
         yield LONG, strength(level), _still(model, x, y, long, clean).cpu().numpy()
         if model is not vanilla:
-            made = partial(attacks.pgd, step=level / 255 / 4, **steps)
+            made: Attack = partial(attacks.pgd, step=level / 255 / 4, **steps)
             batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
-            moved = torch.cat([made(vanilla, images=part, labels=labels) for part, labels in batches])
+            moved = torch.cat([made(vanilla, part, labels) for part, labels in batches])
             yield TRANSFERRED, strength(level), (clean & (logits(model, moved).argmax(dim=1) == y)).cpu().numpy()
 
 
