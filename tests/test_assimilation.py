@@ -314,8 +314,8 @@ def test_the_front_learns_at_its_own_rate_and_the_rest_at_its_own(tmp_path):
         recipe = Recipe(epochs=1, batch_size=16, lr=1e-3, front_lr=rate)
         fit(model, images, recipe, objective=Objective(alpha=1.0))
         pairs = zip(model.colour.last.parameters(), start.colour.last.parameters(), strict=True)
-        colour = max(float((after - before).abs().max()) for after, before in pairs)
-        head = float((model.network[1].bias - start.network[1].bias).abs().max())
+        colour = max((after - before).detach().abs().max().item() for after, before in pairs)
+        head = (model.network[1].bias - start.network[1].bias).detach().abs().max().item()
         moved[rate] = (colour, head)
     assert moved[None] == moved[1e-3]
     assert moved[1e-2][0] == pytest.approx(10 * moved[1e-3][0], rel=1e-3)  # Adam's first step is the rate

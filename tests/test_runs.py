@@ -64,6 +64,8 @@ GREY = replace(PLAIN, dataset="chest_ct", split_by="patient", model="tf_efficien
         (replace(PLAIN, adversary=HYBRID), "c148e7dedd3bee15"),
         (replace(GREY, front="replicated"), "2483de429f4eaafc"),
         (replace(GREY, front="assimilated", objective=Objective(0.9)), "2e2ee1bdccf4432d"),
+        (replace(GREY, front="replicated"), "a97eedc776884739"),
+        (replace(GREY, front="assimilated", objective=Objective(0.9)), "b7ec46f3f33ee06c"),
     ],
 )
 def test_keys_stay_what_they_are(run, expected):
@@ -74,9 +76,10 @@ def test_keys_stay_what_they_are(run, expected):
 def test_defaults_are_part_of_every_key():
     """Fields at their defaults are left out of keys, so another default would give old models a new meaning."""
     pinned = {
-        Run: {"repeat": 0, "static_eps": None, "adversary": None, "mixbn": False, "front": None, "objective": None},
+        Run: {"repeat": 0, "static_eps": None, "adversary": None, "mixbn": False, "front": None, "objective": None}
+        | {"spread": None},
         Recipe: {"epochs": 20, "batch_size": 16, "lr": 1e-3, "decay": 0.1, "decay_every": 10, "patience": None}
-        | {"augment": None},
+        | {"augment": None, "front_lr": None},
         Adversary: {"eps": 0, "step": 0, "iterations": 1, "start": None, "translation": 0, "rotation": 0}
         | {"evaluations": 0, "literal": False},
         Objective: {"target": "C(T(x))", "texture": Objective(1).texture},
@@ -135,6 +138,7 @@ def test_runs_are_plain_data_and_back():
         PLAIN,
         replace(PLAIN, adversary=HYBRID, mixbn=True),
         replace(GREY, front="assimilated", objective=Objective(0.5)),
+        replace(GREY, front="assimilated", spread=0.1),
     ):
         told = json.loads(json.dumps(runs.to_dict(run)))
         assert runs.from_dict(told) == run == runs.from_dict(json.loads(json.dumps(asdict(run))))

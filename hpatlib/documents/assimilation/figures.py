@@ -221,7 +221,7 @@ def survival(record: Record) -> Figure:
         charts.legend(canvas, grid[0][0], 2)
         return base.finish(
             canvas,
-            "Accuracy under the worst of the standard attacks: PGD with restarts, Auto-PGD on two losses, FAB, the "
+            "Accuracy under the worst of the standard attacks: PGD with restarts, Auto-PGD on two losses, FMN, the "
             "Square attack, and Auto-PGD made on another training's model. Bars: 95 % intervals over trainings and "
             f"images; small points: each training. PGD: {s['restarts']} starts; Square: {s['queries']} queries. "
             f"{base.label(record)}.",
@@ -234,8 +234,8 @@ def felled(record: Record) -> Table:
     found = record.table("felled")
     keys = ["dataset", "training", "eps"]
     wide = found.groupby([*keys, "attack"], sort=False)["images"].sum().unstack("attack", fill_value=0).reset_index()
-    order = ["clean", "PGD", "APGD-CE", "APGD-margin", "FAB", "Square", "transfer", "stands"]
-    named = wide[[*keys, *(name for name in order if name in wide)]]
+    order = ["clean", "PGD", "APGD-CE", "APGD-margin", "FMN", "Square", "transfer", "stands"]
+    named = wide[[*keys, *sorted(wide.columns.difference(keys), key=order.index)]]
     named = named.assign(dataset=[SOURCES[name].label for name in named["dataset"]])
     return Table(
         named.rename(columns={"dataset": "data", "eps": "ε", "clean": "wrong already"}),
