@@ -51,7 +51,8 @@ def changed(depends, checkout):
         def change(*changes: tuple[str, str, str]) -> set[str]:
             texts = {checkout / name: (checkout / name).read_text("utf-8") for name, _, _ in changes}
             for name, old, new in changes:
-                assert (text := (checkout / name).read_text("utf-8")).count(old) == 1, f"{name} has no single {old!r}"
+                text = (checkout / name).read_text("utf-8")
+                assert text.count(old) == 1, f"{name} has no single {old!r}"
                 (checkout / name).write_text(text.replace(old, new), "utf-8")
             after = depends.lines(checkout, "smoke")
             for path, text in texts.items():
