@@ -212,6 +212,43 @@ def execute_plainly(source: Path, parameters: dict) -> str | None:
 
 
 @app.command()
+def evidence(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER…]")] = None,
+    profile: Annotated[Profile, typer.Option()] = Profile.laptop,
+    cores: Annotated[int, typer.Option(min=1, help="Chapters at a time.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do.")] = False,
+) -> None:
+    """Make the records of real images that are missing or stale, those that may decide most claims a second first.
+
+    It runs behind other work, for hours: stop it and start it again at any time, and commit what it makes.
+    """
+    from hpatlib import evidence as work
+    from hpatlib.data.images import home
+
+    root = checkout()
+    known = chapters(root)
+    if unknown := set(names or ()) - known.keys():
+        raise _stop(f"unknown chapter {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+    jobs = work.plan({name: path for name, path in known.items() if not names or name in names}, profile.value)
+    width = max((len(job.chapter) for job in jobs), default=0)
+    for job in jobs:
+        cost = f"{job.open_claims} open claims, about {work.duration(job.seconds)}"
+        typer.echo(f"{job.chapter:{width}}  {cost}; {job.why}")
+    total = work.duration(work.left_over([job.seconds for job in jobs], cores))
+    typer.echo(f"{len(jobs)} records to make, about {total} on {cores} cores" if jobs else "every record stands")
+    if dry_run or not jobs:
+        return
+    if not os.environ.get("HPAT_DATA"):
+        raise _stop("set HPAT_DATA to the folder that holds the real images")
+    done = work.work(jobs, cores, work.measure, home() / "evidence", typer.echo)
+    failed = [each.job.chapter for each in done if each.code]
+    for each in done:
+        typer.echo(f"{each.job.chapter:{width}}  {'failed' if each.code else 'made'}  {work.duration(each.seconds)}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER…]")] = None) -> None:
     """Run chapters (default: all) as smoke and renew the committed .ipynb beside each .md."""
     import nbformat

@@ -213,7 +213,7 @@ def train_or_load(
                     "test": len(test),
                 },
                 "start": _start(run, network is not None),
-                "behaviour": _behaviour(run, network is not None),
+                "behaviour": behaviour(run, network is not None),
                 "epochs": epochs,
                 "seconds": round(time.perf_counter() - started, 1),
                 "dose": {},
@@ -265,7 +265,7 @@ def key(run: Run, fingerprint: str, *, own: bool = False) -> str:
     ``BEHAVIOUR``. ``own``: the network is the caller's, known by ``run.model`` and ``run.weights`` alone.
     """
     decided = to_dict(run) | {"weights": _start(run, own)}
-    content = json.dumps([decided, fingerprint, _behaviour(run, own)], sort_keys=True)
+    content = json.dumps([decided, fingerprint, behaviour(run, own)], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
@@ -273,8 +273,8 @@ def _start(run: Run, own: bool) -> str:
     return run.weights if own else models.weights_identity(run.model, run.weights)
 
 
-def _behaviour(run: Run, own: bool) -> dict[str, int]:
-    """The versions of the parts that training goes through."""
+def behaviour(run: Run, own: bool = False) -> dict[str, int]:
+    """The versions of the parts that training goes through (``own``: see ``key``)."""
     adversary = run.adversary
     taken = {
         "training": True,
