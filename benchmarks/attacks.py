@@ -13,7 +13,6 @@ from collections.abc import Callable
 import timm
 import torch
 import torchattacks
-from _timing import arguments, compare, row, save
 from torch import nn
 from torch.nn import functional as F
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from hpatlib.fab import fab
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checks import EPS, Before, fitted, generator, gratings
