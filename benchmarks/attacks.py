@@ -6,6 +6,7 @@ a small network that is trained here, on real ultrasound where ``HPAT_DATA`` is 
 the same verdict on at least 99 % of its test images. Peers that are not installed are named and left out.
 """
 
+import argparse
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import timm
 import torch
 import torchattacks
+from _timing import Row, arguments, compare, row, save
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,13 +32,13 @@ Command = Callable[[], object]
 
 
 def main() -> None:
+    options = arguments(__doc__, repeats=7)
     torch.set_num_threads(1)
-    speed()
-    agreement()
+    save("attacks", [*speed(options), *agreement(options)], options)
 
 
-def speed() -> None:
-    device = runs.default_device()
+def speed(options: argparse.Namespace) -> list[Row]:
+    device = options.device
     model = timm.create_model("resnet18", num_classes=2).to(device).eval().requires_grad_(False)
     images = torch.rand(BATCH, 3, SIZE, SIZE, device=device)
     labels = torch.arange(BATCH, device=device) % 2
@@ -56,8 +58,10 @@ def speed() -> None:
             commands[name] = peer(model, images, labels)
         except ImportError as missing:
             print(f"{name} is left out: {missing}.")
-    print(f"PGD, ResNet18, {SIZE} px, batch {BATCH}, {ITERATIONS} steps, {device}, {torch.get_num_threads()} thread")
-    report(rounds(commands, 7, time.process_time if device == "cpu" else time.perf_counter), "bare passes")
+    seconds = compare(commands, options.repeats, time.process_time if device == "cpu" else time.perf_counter)
+    what = f"PGD, ResNet18, {SIZE} px, batch {BATCH}, {ITERATIONS} steps"
+    rows = [row(what, seconds, "hpatlib", "bare passes", target=1.03)]
+    return rows + [row(what, seconds, "hpatlib", name) for name in seconds if name not in ("hpatlib", "bare passes")]
 
 
 def _adv_lib(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Command:
@@ -98,13 +102,14 @@ def _secml(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Comm
     return lambda: attack(BasePyTorchClassifier(model), loader)
 
 
-def agreement() -> None:
+def agreement(options: argparse.Namespace) -> list[Row]:
     real = "HPAT_DATA" in os.environ
     about = {"split_by": "patient", "test": 0.2, "model": "simple_cnn", "weights": "scratch", "seed": 0}
     count, recipe = None if real else 256, Recipe(epochs=8)
     run = runs.Run(dataset="busi", real=real, size=64, count=count, recipe=recipe, **about)
-    trained = runs.train_or_load(run)
-    images, labels = trained.test.tensors(runs.default_device())
+    trained = runs.train_or_load(run, device=options.device)
+    images, labels = trained.test.tensors(options.device)
+    rows: list[Row] = []
     model, classes = trained.model, len(trained.test.classes)
     print(f"{len(images)} test images of {trained.test.name}, {classes} classes, which the attack leaves standing")
 
@@ -127,7 +132,12 @@ def agreement() -> None:
         for name, (ours, theirs) in pairs.items():
             mine, other = stands(ours), stands(theirs)
             told = f"{mine.sum()} by hpatlib, {other.sum()} by torchattacks"
-            print(f"ε = {255 * eps:.3f}/255  {name:8} {told}, same {(mine == other).double().mean():.1%}")
+            same = float((mine == other).double().mean())
+            print(f"ε = {255 * eps:.3f}/255  {name:8} {told}, same {same:.1%}")
+            standing = {"hpatlib": [float(mine.sum()) + 1], "torchattacks": [float(other.sum()) + 1]}
+            what = f"images + 1 that stand under {name}, ε = {255 * eps:.2f}/255"
+            rows.append(row(what, standing, "hpatlib", "torchattacks", target=1.01, unit="images"))
+    return rows
 
 
 if __name__ == "__main__":
