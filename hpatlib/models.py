@@ -7,7 +7,7 @@ import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +67,11 @@ class SimpleCNN(nn.Sequential):
             layers += [nn.Conv2d(64, 64, side), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten()]
         else:
             layers += [nn.Flatten(), nn.Linear(64 * side**2, 64), nn.ReLU()]
-        # Without norms, logits start near 0 by themselves, and a smaller head would keep them there for 100 steps.
-        head = nn.Linear(64, classes)
-        super().__init__(*layers, _start_small(head) if norm else head)
+        for layer in layers:  # PyTorch's own start shrinks what it sees layer by layer: learning begins late or never
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(cast(Tensor, layer.bias))
+        super().__init__(*layers, _start_small(nn.Linear(64, classes)))
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def head(model: nn.Module) -> nn.Linear:
     return backbone[-1] if isinstance(backbone, SimpleCNN) else backbone.get_classifier()
 
 
-@pytest.mark.parametrize("name", ["simple_cnn_bn", "resnet18", "tf_efficientnet_lite0", "densenet121"])
+@pytest.mark.parametrize("name", ["simple_cnn", "resnet18", "tf_efficientnet_lite0", "densenet121"])
 def test_the_head_is_drawn_from_one_distribution(name):
     layer = head(build(name, 10, weights="scratch"))
     assert layer.weight.std().item() == pytest.approx(0.01, rel=0.15) and not layer.bias.any()
@@ -102,6 +102,21 @@ def test_the_simple_cnn_is_the_reports():
         model = build("simple_cnn", 3, in_channels=1, size=size, weights="scratch")
         connected = [layer.in_features for layer in model.backbone if isinstance(layer, nn.Linear)]
         assert connected == [flattened, 64] and model(torch.rand(2, 1, size, size)).shape == (2, 3)
+
+
+def test_the_simple_cnn_passes_on_what_it_sees():
+    """He and others' start: through ReLU, the mean square stays what it is from layer to layer."""
+    torch.manual_seed(0)
+    x, squares = torch.randn(64, 3, 64, 64), []
+    for layer in list(build("simple_cnn", 3, size=64, weights="scratch").backbone)[:-1]:
+        if isinstance(layer, nn.MaxPool2d):
+            continue  # pools, which raise it, are left out here
+        if isinstance(layer, nn.Linear):
+            x = x[:, : layer.in_features]
+        x = layer(x)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            squares.append(x.square().mean().item())
+    assert squares == pytest.approx([2] * 4, rel=0.5)
 
 
 @pytest.mark.parametrize("size", [32, 64, 100])
