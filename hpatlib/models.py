@@ -67,7 +67,9 @@ class SimpleCNN(nn.Sequential):
             layers += [nn.Conv2d(64, 64, side), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten()]
         else:
             layers += [nn.Flatten(), nn.Linear(64 * side**2, 64), nn.ReLU()]
-        super().__init__(*layers, nn.Linear(64, classes))
+        # Without norms, logits start near 0 by themselves, and a smaller head would keep them there for 100 steps.
+        head = nn.Linear(64, classes)
+        super().__init__(*layers, _start_small(head) if norm else head)
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:

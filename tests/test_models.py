@@ -48,7 +48,7 @@ def head(model: nn.Module) -> nn.Linear:
     return backbone[-1] if isinstance(backbone, SimpleCNN) else backbone.get_classifier()
 
 
-@pytest.mark.parametrize("name", ["simple_cnn", "resnet18", "tf_efficientnet_lite0", "densenet121"])
+@pytest.mark.parametrize("name", ["simple_cnn_bn", "resnet18", "tf_efficientnet_lite0", "densenet121"])
 def test_the_head_is_drawn_from_one_distribution(name):
     layer = head(build(name, 10, weights="scratch"))
     assert layer.weight.std().item() == pytest.approx(0.01, rel=0.15) and not layer.bias.any()

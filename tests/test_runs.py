@@ -415,7 +415,7 @@ def test_attacks_make_of_images_what_they_always_made(name):
 
 
 MODELS = {  # deviation of the logits over 16 images, before and after a first look at them in training mode
-    "simple_cnn": [0.000578181, 0.000578181],
+    "simple_cnn": [0.00377742, 0.00377742],
     "simple_cnn_bn": [0.00057817, 0.000405621],
     "resnet18": [0.00364177, 0.00378051],
     "tf_efficientnet_lite0": [0.0414267, 0.00693912],

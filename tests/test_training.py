@@ -159,7 +159,7 @@ def unchanged(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> t
 
 @pytest.mark.parametrize("attack", [None, unchanged])
 @pytest.mark.parametrize("data", [bright_or_dark(), unequal(bright_or_dark())], ids=["balanced", "unequal"])
-@pytest.mark.parametrize(("epochs", "stops"), [(2, None), (3, 3), (5, 5), (60, 50), (120, 60)])
+@pytest.mark.parametrize(("epochs", "stops"), [(2, None), (3, 3), (60, 60), (120, 100), (240, 120)])
 def test_a_dead_training_stops_after_half_of_its_epochs_once_a_slow_start_would_be_over(data, attack, epochs, stops):
     steps, model = [], Dead()
     model.register_forward_pre_hook(lambda module, _: steps.append(1) if module.training else None)
@@ -167,7 +167,7 @@ def test_a_dead_training_stops_after_half_of_its_epochs_once_a_slow_start_would_
     if stops is None:
         fit(model, data, recipe, attack=attack)
         return
-    with pytest.raises(ValueError, match=rf"nothing was learned in \d+ epochs: .* of a guess .*; lower lr=0\.001"):
+    with pytest.raises(ValueError, match=r"nothing was learned in \d+ epochs: .* of a guess .*; lower lr=0\.001"):
         fit(model, data, recipe, attack=attack)
     assert len(steps) == stops
 
