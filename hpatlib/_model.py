@@ -135,14 +135,11 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(1, own, -math.inf).amax(dim=1) - logits.gather(1, own).squeeze(1)
 
 
-def derivative(value: Tensor, x: Tensor, *, create_graph: bool = False, retain_graph: bool = False) -> Tensor:
+def derivative(value: Tensor, x: Tensor, *, create_graph: bool = False) -> Tensor:
     """∂value/∂x for a scalar ``value``; ``ValueError`` where no path with a gradient leads from ``x`` to it."""
     # Also None, not an error, where other tensors of the model have a gradient and x has none.
-    keep = create_graph or retain_graph
     found = (
-        torch.autograd.grad(value, x, retain_graph=keep, create_graph=create_graph, allow_unused=True)
-        if value.requires_grad
-        else [None]
+        torch.autograd.grad(value, x, create_graph=create_graph, allow_unused=True) if value.requires_grad else [None]
     )
     if found[0] is None:
         raise ValueError(

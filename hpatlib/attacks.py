@@ -227,7 +227,7 @@ def climb(
     what is made large, as of ``_model.objective``. The model must be held still.
     """
     momentum = torch.zeros_like(x) if decay is not None else None
-    total = torch.zeros((), device=x.device)
+    total = x.new_zeros(())
     with torch.enable_grad():  # a caller's no_grad must not starve the gradients
         for iteration in range(iterations):
             x.requires_grad_()
@@ -248,9 +248,14 @@ def climb(
                 momentum = decay * momentum + gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
                 direction = momentum.clone()
             x = x.detach().add_(direction.sign_().mul_(step)).clamp_(low, high)
+    check_total(total)
+    return x
+
+
+def check_total(total: Tensor) -> None:
+    """Raise ``ValueError`` where the sum of all losses and gradients that an attack saw is not finite."""
     if not total.isfinite():
         raise ValueError("the model's loss or gradient is not finite: check its weights and its forward pass for NaN")
-    return x
 
 
 def noisy(images: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hpatlib._model import check_images, check_whole, held_still, objective, ordinary_tensors
 from hpatlib.apgd import Norm, ball, check_eps, distance, look
+from hpatlib.attacks import check_total
 
 STEP = (1.0, 0.01)  # α: the first and the last step, lengths in L2
 PACE = (0.05, 0.001)  # γ: the share by which a ball grows and shrinks, first and last
@@ -34,12 +35,12 @@ def fmn(model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "linf"
         images, labels = images.detach().clone(), labels.clone()  # copies are no inference tensors
         x = nearest = images
         smallest = images.new_full((len(images),), math.inf)  # [B]
-        eps, finite = smallest, torch.ones((), dtype=torch.bool, device=images.device)
+        eps, total = smallest, images.new_zeros(())
         for iteration in range(iterations):
             share = (1 + math.cos(math.pi * iteration / iterations)) / 2
             step, pace = (last + share * (first - last) for first, last in (STEP, PACE))
             lead, wrong, gradient = look(model, x, labels, ascended, first=iteration == 0)
-            finite &= lead.isfinite().all() & gradient.isfinite().all()
+            total = total + lead.sum() + gradient.sum()
             length = distance(x - images, norm)
             closer = wrong & (length < smallest)
             nearest = torch.where(closer.view(-1, 1, 1, 1), x, nearest)
@@ -50,8 +51,5 @@ def fmn(model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "linf"
             eps = torch.where(wrong, torch.minimum((1 - pace) * eps, smallest), reach)
             ahead = x + step * gradient / distance(gradient, "l2").clamp_min(1e-12).view(-1, 1, 1, 1)
             x = ball(images, eps.view(-1, 1, 1, 1), norm)(ahead)
-        if not finite:
-            raise ValueError(
-                "the model's logits or gradient are not finite: check its weights and its forward pass for NaN"
-            )
+        check_total(total)
     return nearest
