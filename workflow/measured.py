@@ -100,6 +100,8 @@ def growth_figure(rows: Sequence[dict[str, Any]]) -> bytes:
             axis.plot([row["size"] for row in done], [row["measured"] for row in done], "o", color="C0")
             axis.set(xscale="log", yscale="log", xlabel=own[0]["unit"], title=kind)
             axis.title.set_fontsize(8)
+            axis.set_xticks([row["size"] for row in own], [f"{row['size']:,}" for row in own], fontsize=7, rotation=45)
+            axis.minorticks_off()
         axes[0][0].set_ylabel("seconds")
         return png(canvas)
 
