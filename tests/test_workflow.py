@@ -23,7 +23,7 @@ def workflow():
     """The scripts beside the Snakefile, which are no package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "workflow"))
-        yield {name: importlib.import_module(name) for name in ("depends", "stage")}
+        yield {name: importlib.import_module(name) for name in ("depends", "stage", "measured")}
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def book(workflow, tmp_path, monkeypatch):
     """A book of two pages and a chapter, and a function that stages it and says what was written and what was kept."""
     stage = workflow["stage"]
     monkeypatch.setattr(stage.claims, "page", lambda: "# Claims\n")
-    monkeypatch.setattr(stage, "extra", dict, raising=False)
+    monkeypatch.setattr(stage.measured, "made", lambda folder: {})
     monkeypatch.chdir(tmp_path)
     cell = {"cell_type": "markdown", "source": ["# Figure 1\n", "Words."]}
     files = {
@@ -243,6 +243,45 @@ def test_a_page_that_is_gone_does_not_survive(book):
     Path("book/two.md").unlink()
     assert book() == (set(), False)
     assert not Path("_build/source/book/two.md").exists() and Path("_build/source/book/claims.md").exists()
+
+
+def test_the_page_on_benchmarks_shows_ratios_targets_and_what_was_not_measured(workflow, tmp_path):
+    row = {
+        "what": "PGD",
+        "peer_name": "bare passes",
+        "ratio": 1.5,
+        "low": 1.2,
+        "high": 1.6,
+        "target": 1.02,
+        "met": False,
+    }
+    fast = row | {"what": "GLCM", "ratio": 1 / 800, "low": 1 / 900, "high": 1 / 700, "target": 1 / 500, "met": True}
+    about = {"device": "CPU, 1 threads", "date": "2024-05-17", "commit": "abc", "versions": {"torch": "2.0"}}
+    about |= {"kind": "cpu", "machine": {"processor": "a processor"}}
+    size = {"what": "STBO", "unit": "queries", "size": 10, "predicted": 1.0, "measured": 2.0}
+    grown = {"growth": [size, size | {"size": 100, "measured": None}]}
+    (tmp_path / "results").mkdir()
+    for name in ("attacks", "growth", "memory", "_timing"):
+        (tmp_path / f"{name}.py").touch()
+    assert b"| `benchmarks/attacks.py` | \xe2\x80\x93 | processor and GPU |" in made(workflow, tmp_path)["ratios.txt"]
+    for name, rows, more in (("attacks", [row, fast], {}), ("growth", [], grown)):
+        result = {"name": name, "rows": rows, "about": more, **about}
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(result))
+    files = made(workflow, tmp_path)
+    text = files["ratios.txt"].decode()
+    assert "| PGD | bare passes | CPU, 1 threads | 1.50 (1.20 to 1.60) | at most 1.02 | **missed** |" in text
+    assert "| 1/800 (1/900 to 1/700) | at most 1/500 | met |" in text and "_timing" not in text
+    assert (
+        "| `benchmarks/attacks.py` | – | GPU | *not measured* |" in text
+        and "2 ratios from 1/800 to 1.50; 1 above" in text
+    )
+    text = files["growth.txt"].decode()
+    assert "| STBO | 10 queries | 2 | 1 |" in text and "| STBO | 100 queries | *not measured* | 1 |" in text
+    assert "2.0 times off" in text and all(files[name].startswith(b"\x89PNG") for name in ("ratios.png", "growth.png"))
+
+
+def made(workflow, folder: Path) -> dict[str, bytes]:
+    return {name.removeprefix("book/made/"): text for name, text in workflow["measured"].made(folder).items()}
 
 
 # Kernels ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Stage the book's source in _build/source: the pages as they stand, the chapters as they were run, and the claims.
+"""Stage the book's source in _build/source: the pages as they stand, the chapters as they were run, claims, benchmarks.
 
 Usage: python workflow/stage.py FOLDER_OF_EXECUTED_CHAPTERS
 
@@ -11,6 +11,8 @@ import re
 import shutil
 import sys
 from pathlib import Path
+
+import measured
 
 from hpatlib import claims
 
@@ -27,7 +29,7 @@ def staged(run: Path) -> dict[str, bytes]:
         name = chapter.with_suffix(".ipynb")
         files[name.as_posix()] = (run / name.relative_to("notebooks")).read_bytes()
     files["book/claims.md"] = claims.page().encode()
-    return files
+    return files | measured.made(Path("benchmarks"))
 
 
 def frame(files: dict[str, bytes]) -> str:
@@ -40,7 +42,7 @@ def frame(files: dict[str, bytes]) -> str:
             cells = json.loads(content)["cells"]
             text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
             found.append([name, *FRAME.findall(text)])
-        else:
+        elif not name.startswith("book/made/"):
             found.append([name, content.hex()])
     return json.dumps(found)
 
