@@ -231,9 +231,12 @@ def _thresholds(found: Trained, run: Run, chosen: Chosen[Profile], name: str) ->
     rows = []
     for (place, reading), each in answers.items():
         margin = (each[:, 1] - each[:, 0]).double().numpy()
-        false, true, cut = metrics.roc_curve(few.labels, margin)
+        false, true, cuts = metrics.roc_curve(few.labels, margin)
+        cut = cuts[1:][(true - false)[1:].argmax()]
+        # Half way to the next margin below: of all thresholds that do as well, none at the edge.
+        cut = (cut + margin[margin < cut].max()) / 2 if cut > margin.min() else cut
         about = {"training": name, "seed": run.seed, "environment": place, "reading": reading}
-        rows.append(about | {"threshold": round(float(cut[1:][(true - false)[1:].argmax()]), 4)})
+        rows.append(about | {"threshold": round(float(cut), 4)})
     return rows
 
 
