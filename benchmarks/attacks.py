@@ -14,7 +14,7 @@ from collections.abc import Callable
 import timm
 import torch
 import torchattacks
-from _timing import report, rounds
+from _timing import Row, arguments, compare, row, save
 from torch import nn
 from torch.nn import functional as F
 
@@ -32,13 +32,13 @@ Command = Callable[[], object]
 
 
 def main() -> None:
+    options = arguments(__doc__, repeats=7)
     torch.set_num_threads(1)
-    speed()
-    agreement()
+    save("attacks", [*speed(options), *agreement(options)], options)
 
 
-def speed() -> None:
-    device = runs.default_device()
+def speed(options: argparse.Namespace) -> list[Row]:
+    device = options.device
     model = timm.create_model("resnet18", num_classes=2).to(device).eval().requires_grad_(False)
     images = torch.rand(BATCH, 3, SIZE, SIZE, device=device)
     labels = torch.arange(BATCH, device=device) % 2
@@ -58,8 +58,10 @@ def speed() -> None:
             commands[name] = peer(model, images, labels)
         except ImportError as missing:
             print(f"{name} is left out: {missing}.")
-    print(f"PGD, ResNet18, {SIZE} px, batch {BATCH}, {ITERATIONS} steps, {device}, {torch.get_num_threads()} thread")
-    report(rounds(commands, 7, time.process_time if device == "cpu" else time.perf_counter), "bare passes")
+    seconds = compare(commands, options.repeats, time.process_time if device == "cpu" else time.perf_counter)
+    what = f"PGD, ResNet18, {SIZE} px, batch {BATCH}, {ITERATIONS} steps"
+    rows = [row(what, seconds, "hpatlib", "bare passes", target=1.03)]
+    return rows + [row(what, seconds, "hpatlib", name) for name in seconds if name not in ("hpatlib", "bare passes")]
 
 
 def _adv_lib(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Command:
