@@ -46,7 +46,7 @@ TRAININGS = {
     "vanilla": Style("vanilla transfer learning", "#777777", "o", (0, (4, 2))),
     FREE: Style("assimilation without GLCM loss", "#D55E00", "D", (0, (1, 1.2))),
     "α = 0.9": Style("assimilation, α = 0.9", "#56B4E9", "v", (0, (3, 1, 1, 1))),
-    "α = 0.1": Style("assimilation, α = 0.1", "#CC79A7", "^", (0, (3, 1, 1, 1))),
+    "α = 0.5": Style("assimilation, α = 0.5", "#CC79A7", "^", (0, (3, 1, 1, 1))),
     RANDOM: Style("random repaint", "#E69F00", "X", (0, (5, 1))),
     ADVERSARIAL: Style("adversarial training at 1/255", "#009E73", "P", "-."),
 }
