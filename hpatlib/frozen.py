@@ -56,6 +56,7 @@ class Frozen(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "Frozen":
+        """Nothing: a frozen network stays in eval mode. Returns itself."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
