@@ -247,7 +247,7 @@ def climb(
                 # A zero gradient stays zero instead of becoming 0/0.
                 momentum = decay * momentum + gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
                 direction = momentum.clone()
-            x = x.detach().add_(direction.sign_().mul_(step)).clamp_(low, high)
+            x = x.detach().add_(direction.sign().mul_(step)).clamp_(low, high)
     check_total(total)
     return x
 

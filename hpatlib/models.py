@@ -5,7 +5,7 @@ Normalisation is the first layer of every model, so that attacks, budgets and im
 
 import hashlib
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,13 +72,13 @@ class SimpleCNN(nn.Sequential):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(cast(Tensor, layer.bias))
         super().__init__(*layers, _start_small(nn.Linear(64, classes)))
-        self.size = size
+        self.register_forward_pre_hook(partial(_fits, size))  # no part of the forward pass, which thus can be traced
 
-    def forward(self, images: Tensor) -> Tensor:
-        if images.shape[2:] != (self.size, self.size):
-            found = "×".join(map(str, images.shape[2:]))
-            raise ValueError(f"this SimpleCNN takes {self.size}×{self.size} px, found {found}: build it with that size")
-        return super().forward(images)
+
+def _fits(size: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if inputs[0].shape[2:] != (size, size):
+        found = "×".join(map(str, inputs[0].shape[2:]))
+        raise ValueError(f"this SimpleCNN takes {size}×{size} px, found {found}: build it with that size")
 
 
 def build(

@@ -346,7 +346,7 @@ def test_mean_intensity_does_not_give_the_class_away():
 def test_the_small_network_learns_phantoms_in_seconds(size, epochs):
     train, fresh = (data.load("busi", real=False, size=size, count=n, seed=seed) for n, seed in ((420, 0), (90, 1)))
     torch.manual_seed(0)
-    model = models.build("simple_cnn", 3, in_channels=1, weights="scratch")
+    model = models.build("simple_cnn", 3, in_channels=1, size=size, weights="scratch")
     optimiser = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, epochs=epochs, steps_per_epoch=14)
     generator, start = torch.Generator().manual_seed(0), time.process_time()

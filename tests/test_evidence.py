@@ -100,12 +100,13 @@ def test_a_changed_profile_and_changed_behaviour_make_a_record_stale(world, comm
     assert [job.chapter for job in plan(world)] == stands
     monkeypatch.setitem(runs.BEHAVIOUR, "stbo", 99)  # its models did not go through it
     assert [job.chapter for job in plan(world)] == stands
+    today = runs.BEHAVIOUR["models"]
     monkeypatch.setitem(runs.BEHAVIOUR, "models", 99)
     assert (
         next(job.why for job in plan(world) if job.chapter == "made/fig1")
         == f"stale: models has changed since {commit}"
     )
-    monkeypatch.setitem(runs.BEHAVIOUR, "models", 1)
+    monkeypatch.setitem(runs.BEHAVIOUR, "models", today)
     world.write("profiles", {"laptop": {"size": 128}})
     assert (
         next(job.why for job in plan(world) if job.chapter == "made/fig1")

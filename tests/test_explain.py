@@ -67,7 +67,7 @@ def library(model, layer, images, labels):
 @pytest.mark.parametrize("name", ["resnet18", "simple_cnn", "tf_efficientnet_lite0"])
 def test_equal_to_pytorch_grad_cam(name):
     torch.manual_seed(0)
-    model = build(name, 2, weights="scratch").eval()
+    model = build(name, 2, size=64, weights="scratch").eval()
     images, labels = torch.rand(4, 3, 64, 64, generator=generator()), torch.tensor([0, 1, 0, 1])
     found = attention(model, images, labels)
     expected = library(model, last_feature_map(model, images[:1]), images, labels)
@@ -126,8 +126,8 @@ def test_the_layer_is_the_last_that_tells_places_apart():
     deep = build("tf_efficientnet_lite0", 2, weights="scratch").backbone
     assert last_feature_map(deep, torch.rand(1, 3, 64, 64)) is deep.bn2
     assert last_feature_map(deep, torch.rand(1, 3, 32, 32)) is deep.blocks[4]  # not a layer inside blocks[5]
-    small = build("simple_cnn", 2, weights="scratch")
-    assert last_feature_map(small, torch.rand(1, 3, 64, 64)) is small.backbone[8]  # the pooling to 4×4 is passed over
+    small = build("simple_cnn", 2, size=64, weights="scratch")
+    assert last_feature_map(small, torch.rand(1, 3, 64, 64)) is small.backbone[8]
 
 
 def test_attention_names_bad_input(model, images, labels):

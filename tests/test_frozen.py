@@ -32,9 +32,9 @@ def norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, size: int = 32) -> nn.Module:
     torch.manual_seed(0)
-    return lived(models.build(name, 2, weights="scratch"))
+    return lived(models.build(name, 2, size=size, weights="scratch"))
 
 
 LEFT = {"densenet121": 62, "densenet201": 102}  # norms before a ReLU and a convolution stand where they were
@@ -42,7 +42,7 @@ LEFT = {"densenet121": 62, "densenet201": 102}  # norms before a ReLU and a conv
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_answers_as_the_model_does_and_folds_every_norm(name):
-    model, images = build(name), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model, images = build(name, 64), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     before, training = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     copied = frozen(model)
     found = copied(images)
