@@ -142,8 +142,7 @@ def fit(
     same weights. Each epoch is a function of the weights, the optimiser's state, ``seed`` and the epoch's number
     alone, so nothing else needs keeping. Raises ``ValueError`` for an empty data set, for labels that the model has no
     class for, for a patience without validation images, for an attack together with an objective, for a loss that is
-    not finite, and for a training in which nothing was
-    learned (see ``_check_alive``).
+    not finite, and for a training in which nothing was learned (see ``_check_alive``).
     """
     if len(data) == 0 or (validation is not None and len(validation) == 0):
         raise ValueError("the training set or the validation set is empty")
@@ -334,9 +333,7 @@ def _restore(
     with safe_open(path, framework="pt") as file:
         rows = json.loads(file.metadata()["rows"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    parameters = [
-        parameter for group in optimizer.param_groups for parameter in group["params"]
-    ]  # as they are numbered
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]  # as numbered
     state: dict[int, dict[str, Tensor]] = {}
     weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
