@@ -3,6 +3,7 @@
 A document's own figures stand in its folder; nothing here knows a document, and nothing here runs a model.
 """
 
+from hpatlib.plots.answers import answer, findings, origin, real
 from hpatlib.plots.base import Figure, Table, panels, stamp, verdicts
 
-__all__ = ["Figure", "Table", "panels", "stamp", "verdicts"]
+__all__ = ["Figure", "Table", "answer", "findings", "origin", "panels", "real", "stamp", "verdicts"]

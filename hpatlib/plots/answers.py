@@ -1,0 +1,167 @@
+"""The answer of a chapter, as its first screen shows it: verdicts in a box, the figure of real images, what it shows.
+
+Everything is computed from the committed records when a chapter runs; one without a record says so in the same place.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hpatlib import claims, documents, records
+from hpatlib.claims import Judgement
+from hpatlib.plots.base import Figure, Table
+from hpatlib.records import Record
+
+# Of each verdict: a sign that needs no colour, the words on the badge, and the class that colours it.
+BADGES = {
+    "supported": ("✓", "supported", "holds"),
+    "contradicted": ("✗", "contradicted", "fails"),
+    "no difference": ("=", "no difference", "equal"),
+    "cannot tell": ("⊘", "cannot tell", "open"),
+    "inconclusive": ("?", "inconclusive", "open"),
+    "not yet tested": ("○", "not yet tested", "untested"),
+}
+RUN = "hpat run {chapter} --profile laptop --data real --record"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A piece of a page: HTML for the book and notebooks, plain text for terminals."""
+
+    page: str
+    text: str
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        return {"text/html": self.page, "text/plain": self.text}, {}
+
+
+def badge(verdict: str) -> str:
+    """A verdict with its sign, as HTML."""
+    sign, words, kind = BADGES[verdict]
+    return f'<span class="hpat-badge {kind}"><span aria-hidden="true">{sign}</span> {words}</span>'
+
+
+def answer(chapter: str) -> Answer:
+    """The box under a chapter's title: its first claim, published beside ours, what it rests on, and one caveat."""
+    judged = claims.ledger(chapter)
+    if not judged:
+        what = "This page tests no claim: it shows how the method works."
+        return Answer(f'<div class="hpat-answer equal"><p>{what}</p></div>', what)
+    first = judged[0]
+    facts = [("Published", published(first)), ("Ours", _ours(first)), ("Measured on", basis(first))]
+    facts += [("Caveat", caveat(first))]
+    rows = "".join(f"<div><dt>{name}</dt><dd>{html.escape(said)}</dd></div>" for name, said in facts if said)
+    others = f"<p>{tally(judged)} on this page{'' if len(judged) == 1 else ', one by one below the figure'}.</p>"
+    page = (
+        f'<div class="hpat-answer {BADGES[first.verdict][2]}" role="group" aria-label="Does it hold?">'
+        f"<p>{badge(first.verdict)} {html.escape(first.claim.sentence)}</p><dl>{rows}</dl>{others}</div>"
+    )
+    text = [f"{BADGES[first.verdict][0]} {first.verdict}: {first.claim.sentence}"]
+    return Answer(page, "\n".join(text + [f"{name}: {said}" for name, said in facts if said]))
+
+
+def real(chapter: str, draw: Callable[[Record], Figure | Table]) -> Figure | Table | Answer:
+    """What ``draw`` makes of the record behind the verdicts; without one, the command that measures it."""
+    record = records.best(chapter)
+    if record is not None:
+        return draw(record)
+    command = RUN.format(chapter=chapter)
+    return Answer(
+        f'<p class="hpat-missing">No run on real images is on record yet. <code>{command}</code> makes one.</p>',
+        f"No run on real images is on record yet. {command} makes one.",
+    )
+
+
+def findings(chapter: str) -> Answer:
+    """Every claim of a chapter with its verdict and its effect in a sentence."""
+    judged = claims.ledger(chapter)
+    items = "".join(
+        f'<li id="claim-{j.claim.id}">{badge(j.verdict)} {html.escape(j.claim.sentence)} '
+        f'<span class="hpat-place">{html.escape(j.claim.place)}.</span> {html.escape(said(j))}</li>'
+        for j in judged
+    )
+    text = "\n".join(f"{BADGES[j.verdict][0]} {j.verdict}: {j.claim.sentence} {said(j)}" for j in judged)
+    return Answer(f'<ul class="hpat-findings">{items}</ul>', text)
+
+
+def origin(chapter: str) -> Table | Answer:
+    """Where the numbers behind the verdicts come from: the stamp of the record of real images."""
+    return real(chapter, lambda record: Table(record.stamp(), "The record behind the verdicts."))
+
+
+def said(j: Judgement) -> str:
+    """What was found, against what the claim needs, and why it does not decide where it does not."""
+    if j.quantity is None:
+        return f"{j.why[:1].upper()}{j.why[1:]}."
+    found = f"{j.claim.measure[:1].upper()}{j.claim.measure[1:]}: {effect(j)}; the claim needs {j.claim.needs}."
+    if j.why:
+        found += f" {'Gate: ' if j.verdict == 'cannot tell' else ''}{j.why[:1].upper()}{j.why[1:]}."
+    if j.verdict != j.uncorrected:
+        found += f" Before the correction for many claims: {j.uncorrected}."
+    return found + (" This claim was written down after its record." if j.late else "")
+
+
+def effect(j: Judgement) -> str:
+    """The effect with its 95 % interval and unit; an en dash where none was measured."""
+    if j.quantity is None:
+        return "–"
+    low, high = j.quantity.interval()
+    c = j.claim
+    around = f" [{c.show(low, sign=True)}, {c.show(high, sign=True)}]" if low != high else ""
+    return f"{c.show(j.quantity.value, sign=True)}{around} {c.unit}".strip()
+
+
+def tally(judged: Iterable[Judgement]) -> str:
+    """How many claims have each verdict, in words: "2 supported, 1 inconclusive of 3 claims"."""
+    judged = list(judged)
+    counts = {v: sum(j.verdict == v for j in judged) for v in claims.VERDICTS}
+    shown = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
+    return f"{shown} of {len(judged)} claim{'s' if len(judged) > 1 else ''}"
+
+
+def published(j: Judgement) -> str:
+    """The document's own number for a claim; that it has words only, where it prints none."""
+    values = [documents.published(j.document)[key] for key in j.claim.published]
+    numbers = [f"{v['value']:g}" if v["value"] > 1 else f"{100 * v['value']:.1f} %" for v in values]
+    return f"{' → '.join(numbers)} ({j.claim.place})" if numbers else f"in words, without a number ({j.claim.place})"
+
+
+def _ours(j: Judgement) -> str:
+    if j.quantity is None:
+        return "no run on real images is on record yet"
+    return f"{j.claim.measure} {effect(j)}; the claim needs {j.claim.needs}"
+
+
+def basis(j: Judgement) -> str:
+    """Data, images, groups of images, trainings and clean accuracy behind a verdict."""
+    if j.quantity is None or j.record is None:
+        return "" if j.quantity is None else "the printed numbers alone"
+    header, asked = j.record.header, claims.used(j.quantity, j.record) if j.quantity.n else []
+    parts = [", ".join(dict.fromkeys(images.name for images in header.images))]
+    rows = j.record.outcomes.rows
+    if "group" in rows and j.quantity.n > 1:
+        groups = rows[rows["model"].isin(asked)] if asked else rows
+        count = groups["group"].nunique()
+        parts.append(f"{j.quantity.n} images a training, {count} patients or groups of near-duplicates in all")
+    parts.append(f"{j.trainings} trainings" if j.trainings else "no training")
+    clean = [header.models[m] for m in asked if header.models[m].accuracy is not None and header.models[m].baseline]
+    if clean:
+        ours, trivial = (sum(getattr(m, k) or 0 for m in clean) / len(clean) for k in ("accuracy", "trivial"))
+        parts.append(f"clean accuracy {100 * ours:.1f} % (largest class {100 * trivial:.1f} %)")
+    return ", ".join(parts)
+
+
+def caveat(j: Judgement) -> str:
+    """The one thing to know before the verdict is quoted: the gate or what would decide, else the size of the run."""
+    if j.verdict in ("cannot tell", "inconclusive"):
+        return f"{j.why[:1].upper()}{j.why[1:]}."
+    if j.record is None:
+        return ""
+    header, theirs = j.record.header, documents.about(j.document).get("ran", "")
+    nets = ", ".join(dict.fromkeys(m.network for m in header.models))
+    sizes = ", ".join(dict.fromkeys(f"{images.size} px" for images in header.images))
+    own = f"{nets} at {sizes}" if nets else f"images of {sizes}"
+    return f"{own}, {header.profile} profile" + (f"; the document ran {theirs}." if theirs else ".")
