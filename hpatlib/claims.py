@@ -459,29 +459,3 @@ def agreement(made: Record, committed: Record) -> str:
     if far:
         return f"differs from the committed record: {largest}, beyond tolerance in {', '.join(far)}"
     return f"agrees with the committed record: {largest}, tolerance {TOLERANCE} or half an interval"
-
-
-def page() -> str:
-    """The page that lists every claim of the documents with its verdict, as MyST text."""
-    parts = [
-        "# The claims, and what became of them",
-        "Each line is a sentence of ours about a published result, with a threshold that it can fail, written down "
-        "before the run that judges it.\n"
-        "Verdicts are computed from the committed records of runs on real images whenever this page is built: "
-        "{ref}`how <verdicts>`.",
-    ]
-    for document in documents.names():
-        judged, about = judge(document), documents.about(document)
-        counts = ", ".join(f"{n} {v}" for v in VERDICTS if (n := sum(j.verdict == v for j in judged)))
-        parts += [f"## {about['title']}", f"{{cite:p}}`{about['cite']}`: {counts}."]
-        lines = ["| verdict | claim | effect [95 % interval] | measured on | chapter |", "|---|---|---|---|---|"]
-        for j, row in zip(judged, table(judged).to_dict("records"), strict=True):
-            verdict, _, rest = row["verdict"].partition(":")
-            cells = [f"**{verdict}**{':' + rest if rest else ''}", row["claim"], row["effect [95 % interval]"]]
-            cells += [
-                row["measured on"],
-                f"[](../notebooks/{j.claim.chapter}.ipynb)" if j.claim.chapter else j.claim.place,
-            ]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"

@@ -1,4 +1,5 @@
-"""Stage the book's source in _build/source: the pages as they stand, the chapters as they were run, claims, benchmarks.
+"""Stage the book's source in _build/source: the pages as they stand, the chapters as they were run and their figures
+numbered, the pages that verdicts make, and the benchmarks.
 
 Usage: python workflow/stage.py FOLDER_OF_EXECUTED_CHAPTERS
 
@@ -13,8 +14,8 @@ import sys
 from pathlib import Path
 
 import measured
-
-from hpatlib import claims
+import pages
+import yaml
 
 BUILT = ("html", ".doctrees", "jupyter_execute")
 # Of a page, what others show or point at: titles, labels, captions' numbers, and which directives have them.
@@ -25,11 +26,52 @@ def staged(run: Path) -> dict[str, bytes]:
     """Path below the source → content."""
     files = {path.as_posix(): path.read_bytes() for path in Path("book").rglob("*") if path.is_file()}
     files["_config.yml"] = Path("_config.yml").read_bytes()
+    places = numbers(Path("book"))
     for chapter in Path("notebooks").glob("*/*.md"):
         name = chapter.with_suffix(".ipynb")
-        files[name.as_posix()] = (run / name.relative_to("notebooks")).read_bytes()
-    files["book/claims.md"] = claims.page().encode()
-    return files | measured.made(Path("benchmarks"))
+        content = (run / name.relative_to("notebooks")).read_bytes()
+        files[name.as_posix()] = numbered(content, places.get(name.as_posix(), 0))
+    return files | measured.made(Path("benchmarks")) | pages.made(Path("notebooks"))
+
+
+def numbers(book: Path) -> dict[str, int]:
+    """Page → its number in the table of contents, as readers see it in the margin."""
+    parts = yaml.safe_load((book / "_toc.yml").read_text("utf-8"))["parts"]
+    listed = []
+    for entry in (entry for part in parts for entry in part["chapters"]):
+        found = [entry["file"]] if "file" in entry else sorted(map(str, Path().glob(f"{entry['glob']}.md")))
+        listed += found
+    return {name: place for place, name in enumerate(listed, start=1)}
+
+
+SHOWN = re.compile(r'(<(?:figure|table)[^>]* id="((?:fig|tab)-[\w-]+)".*?<span class="hpat-number">)(</span>)', re.S)
+REFERRED = re.compile(r"\[(?:figure|table)\]\(#((?:fig|tab)-[\w-]+)\)")
+
+
+def numbered(notebook: bytes, chapter: int) -> bytes:
+    """A chapter with "Figure 7.1" and "Table 7.2" where its figures and tables, and links to them, wait for numbers."""
+    content = json.loads(notebook)
+    given: dict[str, str] = {}
+    counted = {"fig": 0, "tab": 0}
+
+    def number(found: re.Match[str]) -> str:
+        name, kind = found[2], found[2][:3]
+        if name not in given:
+            counted[kind] += 1
+            given[name] = f"{'Figure' if kind == 'fig' else 'Table'} {chapter}.{counted[kind]}"
+        return f"{found[1]}{given[name]}. {found[3]}"
+
+    for output in (o for cell in content["cells"] for o in cell.get("outputs", [])):
+        data = output.get("data", {})
+        if "text/html" in data:
+            data["text/html"] = SHOWN.sub(number, "".join(data["text/html"]))
+    for cell in content["cells"]:
+        if cell["cell_type"] == "markdown":
+            source = "".join(cell["source"])
+            cell["source"] = REFERRED.sub(
+                lambda found: f'<a href="#{found[1]}">{given.get(found[1], found[0])}</a>', source
+            )
+    return json.dumps(content, ensure_ascii=False, indent=1).encode()
 
 
 def frame(files: dict[str, bytes]) -> str:

@@ -1,0 +1,350 @@
+"""The pages that verdicts make: counts, cards, forest plot and chapters of the landing page, the claims, the summaries.
+
+All of it is plain HTML and inline SVG from ``hpatlib.claims``, so that it works without a server and without scripts.
+"""
+
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from hpatlib import claims, documents
+from hpatlib.claims import Judgement
+from hpatlib.plots import answers
+
+NAMES = {"hpat": "HPAT: leukemia cells", "ultrasound": "Breast ultrasound", "assimilation": "Domain assimilation"}
+ROOT = ".."  # from a page in book/ to the top of the built book
+REPOSITORY = re.search(r"url: (\S+)", Path("_config.yml").read_text("utf-8"))
+
+
+def title(source: Path) -> str:
+    """The title of a chapter, as its source has it."""
+    return next(line[2:] for line in source.read_text("utf-8").splitlines() if line.startswith("# "))
+
+
+def titles(toc: Path, notebooks: Path) -> dict[str, str]:
+    """Chapter → title, in the order of the table of contents."""
+    parts = yaml.safe_load(toc.read_text("utf-8"))["parts"]
+    files = [entry["file"] for part in parts for entry in part["chapters"] if "file" in entry]
+    names = [file.removeprefix("notebooks/").removesuffix(".ipynb") for file in files if file.startswith("notebooks/")]
+    return {name: title(notebooks / f"{name}.md") for name in names}
+
+
+def counts(judged: Sequence[Judgement]) -> str:
+    """A line of badges with their numbers."""
+    numbers = [(verdict, sum(j.verdict == verdict for j in judged)) for verdict in claims.VERDICTS]
+    shown = "".join(
+        f'<li class="{answers.BADGES[v][2]}"><b>{n}</b> <span aria-hidden="true">{answers.BADGES[v][0]}</span> {v}</li>'
+        for v, n in numbers
+    )
+    return f'<ul class="hpat-counts" aria-label="{len(judged)} claims by verdict">{shown}</ul>'
+
+
+def sentence(judged: Sequence[Judgement]) -> str:
+    """What became of a document's claims, in one sentence."""
+    n = {verdict: sum(j.verdict == verdict for j in judged) for verdict in claims.VERDICTS}
+    tested = len(judged) - n["not yet tested"]
+    if not tested:
+        return f"None of {len(judged)} claims has been tested on real images yet."
+    told = {"supported": "supported", "contradicted": "contradicted", "no difference": "without a difference"}
+    parts = [
+        f"{n[verdict] or 'none'} {words}" for verdict, words in told.items() if n[verdict] or verdict != "no difference"
+    ]
+    undecided = n["cannot tell"] + n["inconclusive"]
+    parts += [f"{undecided} undecided"] if undecided else []
+    waiting = f"; {n['not yet tested']} more wait for a run on real images" if n["not yet tested"] else ""
+    return f"Of {tested} claims tested, {', '.join(parts[:-1])} and {parts[-1]}{waiting}."
+
+
+def bar(judged: Sequence[Judgement]) -> str:
+    """Shares of verdicts as a bar; the words stand beside it."""
+    parts = "".join(
+        f'<span class="{answers.BADGES[v][2]}" style="flex:{n}"></span>'
+        for v in claims.VERDICTS
+        if (n := sum(j.verdict == v for j in judged))
+    )
+    return f'<div class="hpat-bar" aria-hidden="true">{parts}</div>'
+
+
+def cards(ledger: Mapping[str, Sequence[Judgement]]) -> str:
+    made = []
+    for document, judged in ledger.items():
+        about = html.escape(documents.about(document)["title"])
+        made.append(
+            f'<a class="hpat-card" href="summary_{document}.html"><strong>{NAMES[document]}</strong>'
+            f"<em>{about}</em><span>{sentence(judged)}</span>{bar(judged)}</a>"
+        )
+    return f'<div class="hpat-cards">{"".join(made)}</div>'
+
+
+def beyond(j: Judgement) -> tuple[float, float, float]:
+    """How far the effect and the ends of its interval lie on the claim's side of its threshold, in half-widths of the
+    interval: from 1 on, all of it does. Without an interval, as printed numbers are, ±6."""
+    assert j.quantity is not None
+    (low, high), value, c = j.quantity.interval(), j.quantity.value, j.claim
+    half = (high - low) / 2
+    if c.direction == "=":
+        inside = (c.margin or 0) - abs(value - c.threshold)
+        return (inside / half, inside / half - 1, inside / half + 1) if half else (math.copysign(6, inside),) * 3
+    side = 1 if c.direction == ">" else -1
+    if not half or not math.isfinite(half):
+        return (math.copysign(6, side * (value - c.threshold)),) * 3 if not half else (0.0, -6.0, 6.0)
+    ends = sorted(side * (end - c.threshold) / half for end in (low, high))
+    return side * (value - c.threshold) / half, ends[0], ends[1]
+
+
+def forest(ledger: Mapping[str, Sequence[Judgement]]) -> str:
+    """One row a tested claim: where its effect and its interval lie from its threshold; right of the line, it holds."""
+    rows = [(d, j) for d, judged in ledger.items() for j in judged if j.quantity is not None]
+    wide, left, high, limit = 720, 300, 17, 6.0
+
+    def x(z: float) -> float:
+        return left + (wide - left - 14) * (max(-limit, min(limit, z)) + limit) / (2 * limit)
+
+    parts, y, before = [], 30, ""
+    for document, j in rows:
+        if document != before:
+            parts.append(f'<text x="0" y="{y + 12}" class="head">{NAMES[document]}</text>')
+            y, before = y + 22, document
+        value, low, top = beyond(j)
+        kind, label = answers.BADGES[j.verdict][2], html.escape(_short(f"{j.claim.measure}", 44))
+        told = html.escape(f"{j.verdict}: {j.claim.sentence} {answers.said(j)}")
+        mark = f'<text x="{left - 16}" y="{y + 10}" class="{kind}">{answers.BADGES[j.verdict][0]}</text>'
+        parts.append(
+            f'<a href="claims.html#{j.claim.id}"><title>{told}</title>'
+            f'<rect x="0" y="{y - 3}" width="{wide}" height="{high}" class="row"/>'
+            f'<text x="{left - 24}" y="{y + 10}" text-anchor="end">{label}</text>{mark}'
+            f'<line x1="{x(low):.1f}" x2="{x(top):.1f}" y1="{y + 6}" y2="{y + 6}" class="{kind}"/>'
+            f'<circle cx="{x(value):.1f}" cy="{y + 6}" r="3.5" class="{kind}"/></a>'
+        )
+        y += high
+    axis = f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="22" y2="{y}" class="zero"/>'
+    axis += f'<text x="{x(0) - 8:.1f}" y="14" text-anchor="end">does not hold ←</text>'
+    axis += f'<text x="{x(0) + 8:.1f}" y="14">→ holds</text>'
+    alt = f"Forest plot of {len(rows)} tested claims; the table of claims has the numbers."
+    return (
+        f'<figure class="hpat-forest" id="fig-forest"><svg viewBox="0 0 {wide} {y + 8}" role="group" '
+        f'aria-label="{alt}">{axis}{"".join(parts)}</svg>'
+        f"<figcaption>All {len(rows)} tested claims: how far the effect (dot) and its 95 % interval (line) lie from "
+        "the claim’s threshold, the vertical line, in half-widths of the interval, at most six. "
+        "Where the whole line is on one side, the interval decides, before correction for many claims. "
+        "Follow a row for its sentence and numbers.</figcaption></figure>"
+    )
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def interval(j: Judgement) -> str:
+    """The effect and its interval against the threshold, in the claim's own unit, as a small picture."""
+    if j.quantity is None:
+        return ""
+    low, high = j.quantity.interval()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    ends = [low, high, j.claim.threshold, j.quantity.value]
+    start, span = min(ends), (max(ends) - min(ends)) or 1.0
+
+    def x(value: float) -> str:
+        return f"{6 + 88 * (value - start) / span:.1f}"
+
+    kind = answers.BADGES[j.verdict][2]
+    return (
+        f'<svg class="hpat-interval" viewBox="0 0 100 14" aria-hidden="true"><line x1="{x(j.claim.threshold)}" '
+        f'x2="{x(j.claim.threshold)}" y1="0" y2="14" class="zero"/><line x1="{x(low)}" x2="{x(high)}" y1="7" y2="7" '
+        f'class="{kind}"/><circle cx="{x(j.quantity.value)}" cy="7" r="3" class="{kind}"/></svg>'
+    )
+
+
+def chapters(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) -> str:
+    """The chapters with their verdicts, a table a document."""
+    by_chapter = {name: [j for judged in ledger.values() for j in judged if j.claim.chapter == name] for name in names}
+    rows = []
+    for name, called in names.items():
+        own = by_chapter[name]
+        marks = " ".join(
+            f'<span class="{answers.BADGES[v][2]}" title="{v}">{answers.BADGES[v][0]}&nbsp;{n}</span>'
+            for v in claims.VERDICTS
+            if (n := sum(j.verdict == v for j in own))
+        )
+        said = answers.tally(own) if own else "no claim"
+        rows.append(
+            f'<tr><td><a href="{ROOT}/notebooks/{name}.html">{html.escape(called)}</a></td>'
+            f'<td class="hpat-marks" aria-label="{said}">{marks or "–"}</td></tr>'
+        )
+    return (
+        '<table class="hpat-chapters"><thead><tr><th scope="col">Chapter</th>'
+        f'<th scope="col">Claims by verdict</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+
+
+def claim(j: Judgement) -> str:
+    """A row of the claims page: verdict, sentence, effect; folded below it what it rests on."""
+    source = REPOSITORY[1] if REPOSITORY else ""
+    lock = documents.FOLDER.relative_to(documents.FOLDER.parents[1]) / j.document / "claims.lock"
+    written = claims.locked(j.document).get(j.claim.id, {})
+    more = [f"<p>{html.escape(answers.said(j))}</p>"]
+    if based := answers.basis(j):
+        more.append(f"<p>Measured on {html.escape(based)}.</p>")
+    links = [f'<a href="{ROOT}/notebooks/{j.claim.chapter}.html#claim-{j.claim.id}">chapter</a>'] * bool(
+        j.claim.chapter
+    )
+    if j.record is not None:
+        links.append(f'<a href="{source}/blob/main/evidence/{j.record.file}.json">record</a>')
+    links.append(
+        f'<a href="{source}/blob/main/{lock.as_posix()}">lock: {written.get("hash", "–")}</a>, '
+        f"written down on {written.get('written', '–')}"
+    )
+    more.append(f"<p>{html.escape(j.claim.place)}. {' · '.join(links)}</p>")
+    kind = answers.BADGES[j.verdict][2]
+    return (
+        f'<details class="hpat-row {kind}" id="{j.claim.id}" data-verdict="{j.verdict}"><summary>'
+        f"{answers.badge(j.verdict)}<span>{html.escape(j.claim.sentence)}</span>{interval(j)}"
+        f'<span class="hpat-effect">{html.escape(answers.effect(j))}</span></summary>{"".join(more)}</details>'
+    )
+
+
+# Shows the rows that are asked for; without scripts, all are shown.
+FILTER = """<script>
+(() => {
+  const boxes = [...document.querySelectorAll(".hpat-filter input")], all = [...document.querySelectorAll(".hpat-row")];
+  const sift = () => {
+    const on = new Set(boxes.filter(b => b.checked).map(b => b.value));
+    for (const row of all)
+      row.hidden = !(on.has(row.dataset.verdict) && on.has(row.closest("[data-document]").dataset.document));
+    for (const group of document.querySelectorAll(".hpat-group"))
+      group.hidden = !group.querySelector(".hpat-row:not([hidden])");
+    const shown = all.filter(row => !row.hidden).length;
+    document.querySelector(".hpat-filter output").textContent = `${shown} of ${all.length} claims`;
+  };
+  const follow = () => {
+    const row = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!row?.matches(".hpat-row")) return;
+    row.hidden = row.closest(".hpat-group").hidden = false;
+    row.open = true;
+    row.scrollIntoView();
+  };
+  document.querySelector(".hpat-filter").hidden = false;
+  boxes.forEach(box => box.addEventListener("change", sift));
+  addEventListener("hashchange", follow);
+  sift();
+  follow();
+})();
+</script>"""
+
+
+def page(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) -> str:
+    """The page of all claims, by question, as MyST text."""
+    everything = [j for judged in ledger.values() for j in judged]
+    tested = {j.verdict for j in everything} - {"not yet tested"}
+    boxes = ""
+    for v in claims.VERDICTS:
+        (sign, _, kind), on = answers.BADGES[v], " checked" if v in tested or not tested else ""
+        number = sum(j.verdict == v for j in everything)
+        boxes += f'<label class="{kind}"><input type="checkbox" value="{v}"{on}> <b>{number}</b> {sign} {v}</label>'
+
+    boxes += "".join(
+        f'<label><input type="checkbox" value="{d}" checked> {NAMES[d].partition(":")[0]}</label>' for d in ledger
+    )
+    parts = [
+        "# The claims, and what became of them",
+        "Each line is a sentence of ours about a published result, with a threshold that it can fail, written down "
+        "before the run that judges it.\nVerdicts are computed from the committed records of runs on real images "
+        "whenever this page is built ({ref}`how <verdicts>`).",
+        _raw(
+            f"<noscript>{counts(everything)}</noscript>"
+            f'<form class="hpat-filter" aria-label="Which claims to show" hidden>{boxes}<output></output></form>'
+        ),
+    ]
+    for document, judged in ledger.items():
+        about = documents.about(document)
+        parts += [f"## {NAMES[document]}", f"*{about['title']}* {{cite:p}}`{about['cite']}`. {sentence(judged)}"]
+        groups = []
+        for name in dict.fromkeys(j.claim.chapter for j in judged):
+            own = [j for j in judged if j.claim.chapter == name]
+            head = (
+                f'<a href="{ROOT}/notebooks/{name}.html">{html.escape(names[name])}</a>'
+                if name
+                else "Printed numbers alone"
+            )
+            groups.append(f'<section class="hpat-group"><h3>{head}</h3>{"".join(map(claim, own))}</section>')
+        parts.append(_raw(f'<div data-document="{document}">{"".join(groups)}</div>'))
+    return "\n\n".join([*parts, _raw(FILTER)]) + "\n"
+
+
+def _raw(content: str) -> str:
+    return f"```{{raw}} html\n{content}\n```"
+
+
+def summary(judged: Sequence[Judgement]) -> dict[str, str]:
+    """What holds, what does not, what could not be told, and what was not tested, a list each."""
+    kinds = {
+        "holds": ("supported",),
+        "fails": ("contradicted",),
+        "undecided": ("no difference", "cannot tell", "inconclusive"),
+        "untested": ("not yet tested",),
+    }
+    return {kind: _raw(_listed([j for j in judged if j.verdict in verdicts])) for kind, verdicts in kinds.items()}
+
+
+def _listed(judged: Iterable[Judgement]) -> str:
+    items = [
+        f"<li>{answers.badge(j.verdict)} {html.escape(j.claim.sentence)} "
+        + (f"{html.escape(answers.said(j))} " if j.quantity is not None else "")
+        + f'<a href="claims.html#{j.claim.id}">Details</a></li>'
+        for j in judged
+    ]
+    return f'<ul class="hpat-findings">{"".join(items)}</ul>' if items else "<p>None so far.</p>"
+
+
+def scope(judged: Sequence[Judgement]) -> str:
+    """What the real runs behind a document's verdicts are, in one sentence."""
+    found = list(dict.fromkeys(j.record for j in judged if j.record is not None))
+    if not found:
+        return "No run on real images is on record yet."
+    profiles = ", ".join(sorted({r.header.profile for r in found}))
+    networks = ", ".join(dict.fromkeys(m.network for r in found for m in r.header.models)) or "no network"
+    sizes = sorted({images.size for r in found for images in r.header.images})
+    dates = sorted(r.header.date[:10] for r in found)
+    ran = documents.about(judged[0].document).get("ran", "")
+    return (
+        f"Records: {len(found)}, profile {profiles}, {networks}, at {', '.join(map(str, sizes))} pixels, measured from "
+        f"{dates[0]} to {dates[-1]}. The document ran {ran}."
+    )
+
+
+def limits(judged: Sequence[Judgement]) -> str:
+    """What the real runs behind all verdicts are, and how they differ from the documents' own, in one sentence."""
+    found = list(dict.fromkeys(j.record for j in judged if j.record is not None))
+    theirs = "; ".join(f"{documents.about(d)['ran']} ({NAMES[d].partition(':')[0]})" for d in documents.names())
+    if not found:
+        return f"No run on real images is on record yet; the documents ran {theirs}."
+    profiles = ", ".join(sorted({r.header.profile for r in found}))
+    sizes = sorted({images.size for r in found for images in r.header.images})
+    most = max(len(r.seeds) for r in found)
+    return (
+        f"Behind the verdicts stand {len(found)} runs on real images, of profile {profiles}, at {sizes[0]} to "
+        f"{sizes[-1]} pixels and with up to {most} trainings of a network; the documents ran {theirs}."
+    )
+
+
+def made(notebooks: Path) -> dict[str, bytes]:
+    """Path below the book's source → content, of all that verdicts decide."""
+    ledger = {document: claims.judge(document) for document in documents.names()}
+    everything, names = [j for judged in ledger.values() for j in judged], titles(Path("book/_toc.yml"), notebooks)
+    texts = {
+        "counts": _raw(counts(everything)),
+        "cards": _raw(cards(ledger)),
+        "forest": _raw(forest(ledger)),
+        "chapters": _raw(chapters(ledger, names)),
+        "limits": limits(everything),
+    }
+    for document, judged in ledger.items():
+        texts[f"{document}_answer"] = f"{sentence(judged)}\n{scope(judged)}"
+        texts |= {f"{document}_{kind}": text for kind, text in summary(judged).items()}
+    files = {f"book/made/{name}.txt": text.encode() for name, text in texts.items()}
+    return files | {"book/claims.md": page(ledger, names).encode()}
