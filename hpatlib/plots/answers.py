@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from hpatlib import claims, documents, records
 from hpatlib.claims import Judgement
@@ -24,6 +24,7 @@ BADGES = {
     "inconclusive": ("?", "inconclusive", "open"),
     "not yet tested": ("○", "not yet tested", "untested"),
 }
+Shown = TypeVar("Shown", Figure, Table)
 RUN = "hpat run {chapter} --profile laptop --data real --record"
 
 
@@ -63,16 +64,10 @@ def answer(chapter: str) -> Answer:
     return Answer(page, "\n".join(text + [f"{name}: {said}" for name, said in facts if said]))
 
 
-def real(chapter: str, draw: Callable[[Record], Figure | Table]) -> Figure | Table | Answer:
-    """What ``draw`` makes of the record behind the verdicts; without one, the command that measures it."""
+def real(chapter: str, draw: Callable[[Record], Shown]) -> Shown | None:
+    """What ``draw`` makes of the record behind the verdicts; nothing without one, as ``answer`` says above it."""
     record = records.best(chapter)
-    if record is not None:
-        return draw(record)
-    command = RUN.format(chapter=chapter)
-    return Answer(
-        f'<p class="hpat-missing">No run on real images is on record yet. <code>{command}</code> makes one.</p>',
-        f"No run on real images is on record yet. {command} makes one.",
-    )
+    return None if record is None else draw(record)
 
 
 def findings(chapter: str) -> Answer:
@@ -87,15 +82,15 @@ def findings(chapter: str) -> Answer:
     return Answer(f'<ul class="hpat-findings">{items}</ul>', text)
 
 
-def origin(chapter: str) -> Table | Answer:
-    """Where the numbers behind the verdicts come from: the stamp of the record of real images."""
+def origin(chapter: str) -> Table | None:
+    """Where the numbers behind the verdicts come from: the stamp of the record of real images; nothing without one."""
     return real(chapter, lambda record: Table(record.stamp(), "The record behind the verdicts."))
 
 
 def said(j: Judgement) -> str:
     """What was found, against what the claim needs, and why it does not decide where it does not."""
     if j.quantity is None:
-        return f"{j.why[:1].upper()}{j.why[1:]}."
+        return "" if j.record is None else f"{j.why[:1].upper()}{j.why[1:]}."
     found = f"{j.claim.measure[:1].upper()}{j.claim.measure[1:]}: {effect(j)}; the claim needs {j.claim.needs}."
     if j.why:
         found += f" {'Gate: ' if j.verdict == 'cannot tell' else ''}{j.why[:1].upper()}{j.why[1:]}."
@@ -131,7 +126,9 @@ def published(j: Judgement) -> str:
 
 def _ours(j: Judgement) -> str:
     if j.quantity is None:
-        return "no run on real images is on record yet"
+        if j.record is None:
+            return f"no run on real images is on record yet: {RUN.format(chapter=j.claim.chapter)} makes one"
+        return f"not measured: {j.why}"
     return f"{j.claim.measure} {effect(j)}; the claim needs {j.claim.needs}"
 
 
