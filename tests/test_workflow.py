@@ -23,7 +23,7 @@ def workflow():
     """The scripts beside the Snakefile, which are no package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "workflow"))
-        yield {name: importlib.import_module(name) for name in ("depends", "stage", "measured")}
+        yield {name: importlib.import_module(name) for name in ("depends", "stage", "measured", "pages", "trim")}
 
 
 @pytest.fixture(scope="module")
@@ -191,14 +191,14 @@ def test_a_file_of_dependencies_is_touched_only_when_it_changes(depends, monkeyp
 def book(workflow, tmp_path, monkeypatch):
     """A book of two pages and a chapter, and a function that stages it and says what was written and what was kept."""
     stage = workflow["stage"]
-    monkeypatch.setattr(stage.claims, "page", lambda: "# Claims\n")
+    monkeypatch.setattr(stage.pages, "made", lambda notebooks: {"book/claims.md": b"# Claims\n"})
     monkeypatch.setattr(stage.measured, "made", lambda folder: {})
     monkeypatch.chdir(tmp_path)
     cell = {"cell_type": "markdown", "source": ["# Figure 1\n", "Words."]}
     files = {
         "book/one.md": "# One\n\nText.\n",
         "book/two.md": "# Two\n",
-        "book/_toc.yml": "root: one",
+        "book/_toc.yml": "root: one\nparts: []",
         "_config.yml": "",
     }
     files |= {"notebooks/made/fig1.md": "", "run/made/fig1.ipynb": json.dumps({"cells": [cell]})}
@@ -229,7 +229,7 @@ def test_only_what_changed_is_staged_again(book):
 def test_what_other_pages_show_starts_the_book_anew(book):
     for name, text in (
         ("book/one.md", "# First\n\nText.\n"),
-        ("book/_toc.yml", "root: two"),
+        ("book/_toc.yml", "root: two\nparts: []"),
         ("book/two.md", "(label)=\n# Two\n"),
         ("run/made/fig1.ipynb", json.dumps({"cells": [{"cell_type": "markdown", "source": ["# Figure 2"]}]})),
     ):
@@ -323,3 +323,46 @@ def test_kernels_are_forks_that_know_their_asker_and_do_without_a_server(tmp_pat
         server.stdin.close()
         assert server.wait(60) == 0
     assert printed() == f"False {tmp_path} mine False\n0\n"  # the specification is still there, and nobody behind it
+
+
+# Figures and tables get numbers ------------------------------------------------------------------------------------
+
+
+def test_figures_and_tables_are_numbered_by_chapter_and_links_say_the_number(workflow):
+    stage = workflow["stage"]
+
+    def shown(kind: str, name: str) -> dict:
+        page = (
+            f'<{kind} class="hpat" id="{name}"><caption><span class="hpat-number"></span>What it is.</caption></{kind}>'
+        )
+        return {"cell_type": "code", "source": [], "outputs": [{"data": {"text/html": [page]}}]}
+
+    text = "See [figure](#fig-second), [table](#tab-only) and [figure](#fig-none)."
+    cells = [shown("figure", "fig-first"), shown("table", "tab-only"), shown("figure", "fig-second")]
+    cells += [shown("figure", "fig-first"), {"cell_type": "markdown", "source": [text]}]  # shown again: the same number
+    made = json.loads(stage.numbered(json.dumps({"cells": cells}).encode(), 7))["cells"]
+    said = [re.search(r'hpat-number">(.*?)</span>', c["outputs"][0]["data"]["text/html"])[1] for c in made[:4]]
+    assert said == ["Figure 7.1. ", "Table 7.1. ", "Figure 7.2. ", "Figure 7.1. "]
+    assert '<a href="#fig-second">Figure 7.2</a>' in made[4]["source"]
+    assert '<a href="#tab-only">Table 7.1</a>' in made[4]["source"]
+
+
+def test_pages_are_numbered_as_in_the_table_of_contents(workflow, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    places = workflow["stage"].numbers(ROOT / "book")
+    assert list(places.values()) == list(range(1, len(places) + 1))
+    chapters = {path.with_suffix(".ipynb").relative_to(ROOT).as_posix() for path in ROOT.glob("notebooks/*/*.md")}
+    assert chapters <= places.keys()
+
+
+def test_only_icons_that_pages_use_stay_in_the_themes_script(workflow, tmp_path):
+    trim = workflow["trim"]
+    names = [f"icon-{k}" for k in range(600)]
+    body = ",".join(f'"{name}":[512,512,[],"f{k:03x}","M0 0h{k}"]' for k, name in enumerate(names))
+    script = "var a={" + body + "},b=1;"
+    assert trim.trimmed(script, {"icon-3", "icon-599"}).count("512,512") == 2
+    kept = trim.trimmed(script, {"icon-3"})
+    assert kept.startswith('var a={"icon-3"') and kept.endswith("},b=1;") and ",}" not in kept
+    assert trim.trimmed(kept, {"icon-3"}) == kept  # trimmed before
+    with pytest.raises(ValueError, match="no icon that the book uses"):
+        trim.trimmed(script, {"another"})

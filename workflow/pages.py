@@ -15,7 +15,6 @@ from hpatlib import claims, documents
 from hpatlib.claims import Judgement
 from hpatlib.plots import answers
 
-NAMES = {"hpat": "HPAT: leukemia cells", "ultrasound": "Breast ultrasound", "assimilation": "Domain assimilation"}
 ROOT = ".."  # from a page in book/ to the top of the built book
 REPOSITORY = re.search(r"url: (\S+)", Path("_config.yml").read_text("utf-8"))
 
@@ -23,6 +22,12 @@ REPOSITORY = re.search(r"url: (\S+)", Path("_config.yml").read_text("utf-8"))
 def title(source: Path) -> str:
     """The title of a chapter, as its source has it."""
     return next(line[2:] for line in source.read_text("utf-8").splitlines() if line.startswith("# "))
+
+
+def short(document: str) -> str:
+    """What readers call a document; its title, where it has no shorter name."""
+    about = documents.about(document)
+    return about.get("short", about["title"])
 
 
 def titles(toc: Path, notebooks: Path) -> dict[str, str]:
@@ -74,7 +79,7 @@ def cards(ledger: Mapping[str, Sequence[Judgement]]) -> str:
     for document, judged in ledger.items():
         about = html.escape(documents.about(document)["title"])
         made.append(
-            f'<a class="hpat-card" href="summary_{document}.html"><strong>{NAMES[document]}</strong>'
+            f'<a class="hpat-card" href="summary_{document}.html"><strong>{short(document)}</strong>'
             f"<em>{about}</em><span>{sentence(judged)}</span>{bar(judged)}</a>"
         )
     return f'<div class="hpat-cards">{"".join(made)}</div>'
@@ -107,7 +112,7 @@ def forest(ledger: Mapping[str, Sequence[Judgement]]) -> str:
     parts, y, before = [], 30, ""
     for document, j in rows:
         if document != before:
-            parts.append(f'<text x="0" y="{y + 12}" class="head">{NAMES[document]}</text>')
+            parts.append(f'<text x="0" y="{y + 12}" class="head">{short(document)}</text>')
             y, before = y + 22, document
         value, low, top = beyond(j)
         kind, label = answers.BADGES[j.verdict][2], html.escape(_short(f"{j.claim.measure}", 44))
@@ -248,7 +253,7 @@ def page(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) ->
         boxes += f'<label class="{kind}"><input type="checkbox" value="{v}"{on}> <b>{number}</b> {sign} {v}</label>'
 
     boxes += "".join(
-        f'<label><input type="checkbox" value="{d}" checked> {NAMES[d].partition(":")[0]}</label>' for d in ledger
+        f'<label><input type="checkbox" value="{d}" checked> {short(d).partition(":")[0]}</label>' for d in ledger
     )
     parts = [
         "# The claims, and what became of them",
@@ -262,7 +267,7 @@ def page(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) ->
     ]
     for document, judged in ledger.items():
         about = documents.about(document)
-        parts += [f"## {NAMES[document]}", f"*{about['title']}* {{cite:p}}`{about['cite']}`. {sentence(judged)}"]
+        parts += [f"## {short(document)}", f"*{about['title']}* {{cite:p}}`{about['cite']}`. {sentence(judged)}"]
         groups = []
         for name in dict.fromkeys(j.claim.chapter for j in judged):
             own = [j for j in judged if j.claim.chapter == name]
@@ -320,7 +325,7 @@ def scope(judged: Sequence[Judgement]) -> str:
 def limits(judged: Sequence[Judgement]) -> str:
     """What the real runs behind all verdicts are, and how they differ from the documents' own, in one sentence."""
     found = list(dict.fromkeys(j.record for j in judged if j.record is not None))
-    theirs = "; ".join(f"{documents.about(d)['ran']} ({NAMES[d].partition(':')[0]})" for d in documents.names())
+    theirs = "; ".join(f"{documents.about(d)['ran']} ({short(d).partition(':')[0]})" for d in documents.names())
     if not found:
         return f"No run on real images is on record yet; the documents ran {theirs}."
     profiles = ", ".join(sorted({r.header.profile for r in found}))

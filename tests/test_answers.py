@@ -1,0 +1,161 @@
+"""Answers: what a chapter's first screen and the pages of verdicts say, from records whose truth is known."""
+
+import html.parser
+import importlib
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from made_up import CHAPTER, World, forget, model, record
+
+from hpatlib import claims, documents
+from hpatlib.plots import answers
+
+ROOT = Path(__file__).parents[1]
+EVEN = {("before",): 0.6, ("after",): 0.9}
+QUANTITIES = {
+    "gain": lambda o: o.accuracy["after"] - o.accuracy["before"],
+    "share": lambda o, *, place: o.accuracy[place],
+}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> World:
+    yield World(tmp_path, monkeypatch, QUANTITIES)
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.fixture(scope="module")
+def pages():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "workflow"))
+        patch.chdir(ROOT)
+        yield importlib.import_module("pages")
+
+
+class _Tags(html.parser.HTMLParser):
+    """Fails where tags do not close in the order in which they opened."""
+
+    VOID: ClassVar = frozenset({"input", "br", "img", "meta", "link", "rect", "line", "circle"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_box_says_verdict_published_ours_basis_and_caveat(world):
+    record(world.evidence, CHAPTER, ("place",), EVEN)
+    numbers = {"start": {"value": 0.5, "unit": "accuracy"}, "end": {"value": 0.8, "unit": "accuracy"}}
+    about = {"title": "A document", "cite": "made2024", "order": 1, "ran": "a larger network"}
+    world.write("published", {"document": about, "values": numbers})
+    world.rule({"published": ["start", "end"]}, {"threshold": 0.5, "sentence": "It <b>soars</b>."})
+    box = answers.answer(CHAPTER)
+    _Tags(box.page)
+    (judged, _) = world.judge()
+    low, high = judged.quantity.interval()
+    assert "Published: 50.0 % → 80.0 % (Figure 1)" in box.text
+    assert f"Ours: gain +30.0 [{100 * low:+.1f}, {100 * high:+.1f}] points; the claim needs > 0.0 points" in box.text
+    assert "cnmc, 40 images a training" in box.text and "6 trainings" in box.text
+    assert "clean accuracy 90.0 % (largest class 50.0 %)" in box.text
+    assert "resnet50 (imagenet) at 64 px, laptop profile; the document ran a larger network." in box.text
+    assert "1 supported, 1 contradicted of 2 claims" in box.page
+    found = answers.findings(CHAPTER)
+    _Tags(found.page)
+    assert "<b>soars" not in found.page and "&lt;b&gt;soars" in found.page  # a claim is text, not markup
+    assert 'id="claim-claim-0"' in found.page
+
+
+def test_the_caveat_is_the_gate_that_forbids_an_answer(world):
+    record(world.evidence, CHAPTER, ("place",), EVEN, trainings=2)
+    world.rule({"gates": ["trainings"]}, gates={"trainings": 6})
+    assert "Caveat: 2 trainings, and 6 are needed." in answers.answer(CHAPTER).text
+
+
+def test_without_a_record_the_box_says_so_and_nothing_is_drawn(world):
+    world.rule({})
+    text = answers.answer(CHAPTER).text
+    assert "no run on real images is on record yet: hpat run made/fig1" in text and "in words, without a number" in text
+    assert answers.real(CHAPTER, lambda record: pytest.fail("nothing to draw")) is None
+    assert answers.origin(CHAPTER) is None
+
+
+def test_a_phantom_record_draws_nothing(world):
+    from hpatlib.records import Images
+
+    record(world.evidence, CHAPTER, ("place",), EVEN, data="phantom", images=[Images("phantom", "f00d", 120, 64)])
+    world.rule({})
+    assert answers.real(CHAPTER, lambda record: pytest.fail("phantoms are no evidence")) is None
+    assert world.judge()[0].verdict == "not yet tested"
+
+
+def test_real_draws_the_record_behind_the_verdict(world):
+    record(world.evidence, CHAPTER, ("place",), EVEN)
+    record(world.evidence, CHAPTER, ("place",), EVEN, profile="study", models=[model(s) for s in range(6)])
+    world.rule({})
+    assert answers.real(CHAPTER, lambda record: record.header.profile) == "study"
+    assert "study-real" in str(answers.origin(CHAPTER).frame["value"].tolist())
+
+
+@pytest.mark.parametrize("verdict", claims.VERDICTS)
+def test_every_verdict_has_a_sign_and_a_class_with_a_colour(verdict):
+    sign, words, kind = answers.BADGES[verdict]
+    css = (ROOT / "book/_static/answers.css").read_text("utf-8")
+    assert words == verdict and len(sign) == 1 and f".{kind} {{ --verdict: var(--{kind}); }}" in css
+    assert len({b[0] for b in answers.BADGES.values()}) == len(answers.BADGES)  # readable without colour
+
+
+def test_the_forest_puts_what_holds_right_of_the_line(world, pages):
+    record(world.evidence, CHAPTER, ("place",), EVEN)
+    world.rule(
+        {},
+        {"direction": "<"},
+        {"threshold": 0.3},
+        {"direction": "=", "threshold": 0.3, "margin": 0.5},
+        {"direction": "=", "threshold": 0.9, "margin": 0.1},
+    )
+    judged = world.judge()
+    places = [pages.beyond(j) for j in judged]
+    low, high = judged[0].quantity.interval()
+    assert places[0] == pytest.approx((0.3 / ((high - low) / 2), low / ((high - low) / 2), high / ((high - low) / 2)))
+    assert places[1][0] == pytest.approx(-places[0][0]) and places[2][0] == pytest.approx(0, abs=1e-9)
+    assert places[3][1] > 0 > places[4][2]
+    for j, (_, least, most) in zip(judged, places, strict=True):
+        if j.uncorrected == "supported":
+            assert least > 0
+        if j.uncorrected == "contradicted":
+            assert most < 0
+    plot = pages.forest({"made": judged})
+    _Tags(plot)
+    assert plot.count("<circle") == 5 and 'href="claims.html#claim-0"' in plot
+
+
+def test_pages_name_every_claim_once_and_close_their_tags(pages):
+    made = {name: content.decode() for name, content in pages.made(ROOT / "notebooks").items()}
+    page = made["book/claims.md"]
+    blocks = [block for text in made.values() for block in text.split("```{raw} html\n")[1:]]
+    for block in blocks:
+        _Tags(block.split("\n```")[0])
+    every = [claim.id for _, claim in claims.all_claims()]
+    for name in every:
+        assert page.count(f'id="{name}"') == 1
+    for document in documents.names():
+        lists = "".join(
+            made[f"book/made/{document}_{kind}.txt"] for kind in ("holds", "fails", "undecided", "untested")
+        )
+        for claim in claims.of(document):
+            assert lists.count(f'href="claims.html#{claim.id}"') == 1
+    counts = made["book/made/counts.txt"]
+    assert f'aria-label="{len(every)} claims by verdict"' in counts
