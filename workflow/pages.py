@@ -8,12 +8,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 
 import yaml
 
-from hpatlib import claims, documents
+from hpatlib import claims, documents, records
 from hpatlib.claims import Judgement
 from hpatlib.plots import answers
+from hpatlib.records import Model, Record
 
 ROOT = ".."  # from a page in book/ to the top of the built book
 REPOSITORY = re.search(r"url: (\S+)", Path("_config.yml").read_text("utf-8"))
@@ -337,9 +339,70 @@ def limits(judged: Sequence[Judgement]) -> str:
     )
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], none: str) -> str:
+    """A table in MyST; ``none`` where it has no row."""
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines]) if lines else f"*{none}*"
+
+
+def baselines(found: Sequence[Record]) -> str:
+    """How good the networks that were trained on clean images alone are, by data set, network and split."""
+    models = {m.key: (m, r) for r in found for m in r.header.models if m.baseline and m.accuracy is not None}
+    grouped: dict[tuple[str, ...], list[Model]] = {}
+    for m, _ in models.values():
+        by = (str(m.run.get("dataset", "–")), m.network, f"{m.run.get('size', '–')} px", m.run.get("split_by", "–"))
+        grouped.setdefault(by, []).append(m)
+    rows = []
+    for by, several in sorted(grouped.items()):
+        right = [100 * (m.accuracy or 0) for m in several]
+        trivial = [100 * (m.trivial or 0) for m in several]
+        spread = f"{mean(right):.1f} ({min(right):.1f} to {max(right):.1f})"
+        sides = f"{mean(m.train for m in several):.0f}, {mean(m.test for m in several):.0f}"
+        rows.append([*by, len(several), sides, spread, f"{mean(trivial):.1f}"])
+    head = ["data", "network", "size", "split by", "trainings", "training, test images"]
+    return table([*head, "clean accuracy, %", "largest class, %"], rows, "No network was measured yet.")
+
+
+COMMON = {"dataset", "real", "size", "count", "split_by", "test", "model", "weights", "recipe", "seed"}
+
+
+def doses(found: Sequence[Record]) -> str:
+    """How strong each treatment was, by what tells its trainings from vanilla ones."""
+    grouped: dict[tuple[str, str, str], list[float]] = {}
+    for m in {m.key: m for r in found for m in r.header.models}.values():
+        arm = ", ".join(f"{key} {value}" for key, value in m.run.items() if key not in COMMON) or "vanilla"
+        for name, value in m.dose.items():
+            grouped.setdefault((str(m.run.get("dataset", "–")), arm, name), []).append(value)
+    rows = [[*by, len(d), f"{mean(d):.3g} ({min(d):.3g} to {max(d):.3g})"] for by, d in sorted(grouped.items())]
+    return table(["data", "training", "dose", "trainings", "mean (range)"], rows, "No treatment was measured yet.")
+
+
+def spent(found: Sequence[Record]) -> str:
+    """The hours of one core that each record took, and their sum."""
+    rows = []
+    for r in sorted(found, key=lambda r: r.file):
+        link = f"[{r.file}]({REPOSITORY[1] if REPOSITORY else ''}/blob/main/evidence/{r.file}.json)"
+        commit, device = r.header.environment.get("commit", "–"), r.header.environment.get("device", "–")
+        rows.append([link, r.header.date[:10], commit, device, f"{r.header.seconds / 3600:.2f}"])
+    if rows:
+        rows.append(["all", "", "", "", f"{sum(r.header.seconds for r in found) / 3600:.2f}"])
+    return table(["record", "date", "commit", "device", "hours"], rows, "No run on real images is on record yet.")
+
+
+def undecided(judged: Sequence[Judgement]) -> str:
+    """Each claim that was measured and not decided, with its reason."""
+    rows = [
+        [f"<a href='claims.html#{j.claim.id}'>{html.escape(j.claim.sentence)}</a>", j.verdict, html.escape(j.why)]
+        for j in judged
+        if j.verdict in ("cannot tell", "inconclusive")
+    ]
+    return table(["claim", "verdict", "why"], rows, "None so far.")
+
+
 def made(notebooks: Path) -> dict[str, bytes]:
     """Path below the book's source → content, of all that verdicts decide."""
     ledger = {document: claims.judge(document) for document in documents.names()}
+    found = [record for record in map(records.read, records.everything()) if record.real]
     everything, names = [j for judged in ledger.values() for j in judged], titles(Path("book/_toc.yml"), notebooks)
     texts = {
         "counts": _raw(counts(everything)),
@@ -347,6 +410,10 @@ def made(notebooks: Path) -> dict[str, bytes]:
         "forest": _raw(forest(ledger)),
         "chapters": _raw(chapters(ledger, names)),
         "limits": limits(everything),
+        "baselines": baselines(found),
+        "doses": doses(found),
+        "spent": spent(found),
+        "undecided": undecided(everything),
     }
     for document, judged in ledger.items():
         texts[f"{document}_answer"] = f"{sentence(judged)}\n{scope(judged)}"
