@@ -119,7 +119,7 @@ def pgd(
 
     ``start`` is ``"uniform"`` in the ball (Madry), ``"gaussian"`` 0.001 · N(0, 1) (line 5 of Algorithm 1, kept inside
     the ball) or ``None`` (BIM); ``generator`` draws it. The printed equation 2 steps by ε and does not project: see
-    the interpretations page, H12. Returns the last iterate ``[B, C, H, W]``.
+    the interpretations page, L12. Returns the last iterate ``[B, C, H, W]``.
     """
     return _ascend(
         model, images, labels, eps=eps, step=step, iterations=iterations, start=start, loss=loss, generator=generator

@@ -26,7 +26,7 @@ def perturb(
     pixel: PixelAttack | None = None,
     spatial: SpatialAttack | None = None,
 ) -> Tensor:
-    """X_h = T_s(A_ε(X)): the pixel attack first, then one transform of its result (equation 14; H15).
+    """X_h = T_s(A_ε(X)): the pixel attack first, then one transform of its result (equation 14; L15).
 
     ``pixel`` and ``spatial`` are attacks with their settings bound, called as ``attack(model, images, labels)``, for
     instance ``partial(attacks.pgd, eps=6 / 255, step=1 / 255, iterations=6)`` and ``partial(stbo, box=Box(12, 180))``;
@@ -55,7 +55,7 @@ class Adversary:
     ``eps``, ``step`` in [0, 1], ``iterations``, ``start``: PGD as in ``attacks.pgd``, none where ``eps`` is 0; one
     step of ``eps`` without a start is FGSM. ``translation`` (± pixels), ``rotation`` (± degrees): the range of STBO
     with ``evaluations`` queries an image, none where that is 0. ``literal`` reads line 8 of Algorithm 1 as printed:
-    STBO after each step, on what the last one left (H15). Raises ``ValueError`` where nothing is left to do, or
+    STBO after each step, on what the last one left (L15). Raises ``ValueError`` where nothing is left to do, or
     nothing could come of it: a pixel budget without a step, a search in a box without room.
     """
 
@@ -111,7 +111,7 @@ class Environment:
     """One hybrid environment H_k: a pixel budget and a spatial one, for images of side ``size``.
 
     ``eps`` in [0, 1]; ``step`` and ``iterations`` of PGD; ``s`` = (ξ px, ζ px, α°), the environment read as one fixed
-    transform; ``box``, the same numbers read as the range of a search. The document does not say which is meant (H25).
+    transform; ``box``, the same numbers read as the range of a search. The document does not say which is meant (L25).
     """
 
     name: str
@@ -137,7 +137,7 @@ class Environment:
 def environment(k: int, *, size: int = REFERENCE_SIZE) -> Environment:
     """H_k, k = 0…6: ε = k/255, translation 2k px, rotation 30k°; H0 is the clean image.
 
-    PGD takes k steps of 1/255, which gives the document's one stated case, six steps for 6/255 (H13). Translations
+    PGD takes k steps of 1/255, which gives the document's one stated case, six steps for 6/255 (L13). Translations
     hold for 300 px and scale with ``size``. Raises ``ValueError`` for any other k.
     """
     if not is_whole(k, least=0) or k > 6:

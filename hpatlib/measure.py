@@ -106,7 +106,7 @@ def environments(
     seed: int = 0,
     batch_size: int = BATCH,
 ) -> dict[tuple[str, str], Tensor]:
-    """The model's answers ``[N, classes]`` on the CPU in each environment, by its name and reading (H25).
+    """The model's answers ``[N, classes]`` on the CPU in each environment, by its name and reading (L25).
 
     ``"fixed"`` takes the environment's transform, ``"searched"`` the worst one that STBO finds in its box with
     ``searches`` queries an image; both after PGD at its ε. Where there is nothing to turn or shift, both are PGD alone.

@@ -2,7 +2,7 @@
 
 Both halves of a training batch share all other weights; each is normalised by statistics and by γ, β of its own (Xie et
 al. 2020). Equations 11–13 are batch norm itself. Equation 10 adds the two branches up, which ties each image to its
-partner and has no meaning when testing: here a branch is chosen, and the sum is kept as a variant (H23).
+partner and has no meaning when testing: here a branch is chosen, and the sum is kept as a variant (L23).
 """
 
 import copy

@@ -2,7 +2,7 @@
 
 A transform is ``s = (ξ, ζ, α)``: ξ pixels to the right, ζ pixels down, α degrees counter-clockwise as displayed. The
 image is rotated about its centre, then translated (Engstrom et al. 2019), sampled bilinearly through the inverse map,
-zeros outside. Equation 4 as printed turns about a corner and pushes pixels forward: see the interpretations page, H17.
+zeros outside. Equation 4 as printed turns about a corner and pushes pixels forward: see the interpretations page, L17.
 """
 
 import math

@@ -7,7 +7,7 @@ handful of batched matrix products, with no transfer to the host.
 
 Shapes: B images, G processes (B of them, or one for ``scope="batch"``), t queries so far, C candidates, d features.
 Where the document is silent (kernel, design, candidates) or misprinted (equations 7 and 8), the interpretations page
-says what is done here: H18, H20, H21, H22.
+says what is done here: L18, L20, L21, L22.
 """
 
 import math

@@ -1,6 +1,6 @@
 """One training loop: standard, or adversarial on clean and perturbed images; resumable, bit for bit on the CPU.
 
-The sum of clean and adversarial loss is line 12 of Algorithm 1 without its impossible last term (H24).
+The sum of clean and adversarial loss is line 12 of Algorithm 1 without its impossible last term (L24).
 """
 
 import json
@@ -52,7 +52,7 @@ class Recipe:
     batch_size: int = 16
     lr: float = 1e-3
     decay: float = 0.1  # the learning rate is multiplied by this …
-    decay_every: int = 10  # … after this many epochs; the document's "every ℓ2 steps" is garbled (H26)
+    decay_every: int = 10  # … after this many epochs; the document's "every ℓ2 steps" is garbled (L26)
     patience: int | None = None  # stop after so many epochs without a lower validation loss (None: never)
     front_lr: float | None = None  # the learning rate of a model's ``front()``, modules before a backbone (None: lr)
     augment: Augment | None = None
@@ -130,7 +130,7 @@ def fit(
     """Train ``model`` in place with Adam and cross-entropy, Algorithm 1 where there is an ``attack``; a row an epoch.
 
     ``attack(model, images, labels)`` makes the second half of each batch: its loss is added to that of the clean half
-    (equation 14 without η, H24). It must leave the model as found. A model with MixBN is attacked through its
+    (equation 14 without η, L24). It must leave the model as found. A model with MixBN is attacked through its
     adversarial branch, and each half of the batch goes through its own. Rows hold ``loss`` (of both halves together),
     ``accuracy`` and ``adversarial_accuracy`` on the training images as they were seen, and ``seconds``.
 

@@ -27,7 +27,7 @@ from hpatlib.spatial import Box
 from hpatlib.training import Recipe
 from hpatlib.worst_case import worst_case
 
-# Printed numbers: H1 and H5 to H8, from the numbers of the document's pages alone.
+# Printed numbers: L1 and L5 to L8, from the numbers of the document's pages alone.
 
 TABLE_2 = {
     "Adv_PGD": (68.398, 70.329, 78.669, 60.457),

@@ -77,7 +77,7 @@ def test_a_class_that_is_never_answered_scores_0_as_scikit_learn_has_it():
 
 
 def test_binary_scores_count_the_malignant_class_and_reproduce_a_printed_row():
-    """1088 of 1219 malignant and 189 of 648 healthy cells right is Adv_p of table 2 (printed truncated; H4)."""
+    """1088 of 1219 malignant and 189 of 648 healthy cells right is Adv_p of table 2 (printed truncated; L4)."""
     labels = np.repeat([1, 0], [1219, 648])
     said = np.repeat([1, 0, 1, 0], [1088, 131, 459, 189])
     rows = pd.DataFrame({"model": 0, "c": "x", "label": labels, "prediction": said})

@@ -32,7 +32,7 @@ BOXES = [Box(3, 30), Box(12, 180)]
 
 def test_the_interpretations_name_the_constants():
     page = (Path(__file__).parents[1] / "book" / "interpretations.md").read_text("utf-8")
-    entry = page.split("(h22)=")[1].split("\n(h")[0]
+    entry = page.split("(l22)=")[1].split("\n(l")[0]
     defaults = {name: p.default for name, p in inspect.signature(stbo).parameters.items()}
     anywhere, near = defaults["candidates"]
     shifts, angles = (", ".join(map(str, scales[:-1])) + f" or {scales[-1]}" for scales in (SHIFTS, ANGLES))

@@ -32,7 +32,7 @@ def losses(o: Outcomes) -> Cells:
 
 
 def counts() -> Estimate:
-    """H1: the printed sizes of training, validation and test set, less the printed total."""
+    """L1: the printed sizes of training, validation and test set, less the printed total."""
     return exact(
         _printed("training_images") + _printed("validation_images") + _printed("test_images") - _printed("images")
     )
@@ -40,7 +40,7 @@ def counts() -> Estimate:
 
 @functools.cache
 def nearest_counts() -> dict[str, float]:
-    """H5: for each row of table 2, by how much the nearest confusion matrix misses accuracy, precision or F1.
+    """L5: for each row of table 2, by how much the nearest confusion matrix misses accuracy, precision or F1.
 
     Of all pairs (true positives, false positives) on the printed test set, the one whose worst miss is least.
     """
@@ -57,25 +57,25 @@ def nearest_counts() -> dict[str, float]:
 
 
 def impossible_rows() -> Estimate:
-    """H5: rows of table 2 that no confusion matrix gives, to a last printed digit rounded or cut off."""
+    """L5: rows of table 2 that no confusion matrix gives, to a last printed digit rounded or cut off."""
     return exact(sum(miss > 1e-5 for miss in nearest_counts().values()))
 
 
 def printed_mixbn_gain() -> Least:
-    """H6: the least of the twelve differences that table 2 prints between a row with MixBN and the one without."""
+    """L6: the least of the twelve differences that table 2 prints between a row with MixBN and the one without."""
     table = documents.published_table("hpat", "table2")
     gains = [table.loc[f"{name}+MixBN", score] - table.loc[name, score] for name in ABLATED for score in SCORES]
     return least(*map(exact, gains))
 
 
 def printed_lead() -> Estimate:
-    """H7: the printed accuracy of the proposed method less that of training with rotations and translations alone."""
+    """L7: the printed accuracy of the proposed method less that of training with rotations and translations alone."""
     accuracy = documents.published_table("hpat", "table2")["ACC"]
     return exact(accuracy["Adv_h+MixBN"] - accuracy["Adv_RT"])
 
 
 def printed_majority() -> Estimate:
-    """H8: the printed accuracy in H6 less the share of malignant cells."""
+    """L8: the printed accuracy in H6 less the share of malignant cells."""
     return exact(_printed("accuracy_h6") - _printed("malignant_test_images") / _printed("test_images"))
 
 
@@ -96,13 +96,13 @@ def held_back(o: Outcomes) -> Estimate:
 
 
 def louder(o: Outcomes) -> Estimate:
-    """Algorithm 1: the loss after line 8 as printed less that after line 8 as the text has it (H15)."""
+    """Algorithm 1: the loss after line 8 as printed less that after line 8 as the text has it (L15)."""
     loss = o.mean("loss")
     return loss["line 8 as printed"] - loss["line 8 as read"]
 
 
 def tied(o: Outcomes, *, variant: str) -> Estimate:
-    """Equation 10: the share of clean predictions that change when the adversarial images change places (H23)."""
+    """Equation 10: the share of clean predictions that change when the adversarial images change places (L23)."""
     return o.mean("changed")[f"partners exchanged, {variant}"]
 
 
@@ -147,7 +147,7 @@ def networks_roi(o: Outcomes, *, reading: str) -> Estimate:
 
 @functools.lru_cache(maxsize=1)  # the claims of a figure ask the same record, one after the other
 def _claimed(o: Outcomes) -> Outcomes:
-    """Claims are about held-out patients; the split by image stands beside them (H3)."""
+    """Claims are about held-out patients; the split by image stands beside them (L3)."""
     return o.where(split="patient")
 
 
@@ -262,6 +262,6 @@ def useful(o: Outcomes) -> Estimate:
 
 
 def flattery(o: Outcomes) -> Estimate:
-    """H3: clean accuracy of standard training with a split by image less that with a split by patient."""
+    """L3: clean accuracy of standard training with a split by image less that with a split by patient."""
     accuracy = o.where(environment="H0", training="Standard", branch="shared").accuracy
     return accuracy["image"] - accuracy["patient"]

@@ -1,7 +1,7 @@
 """The leukemia paper's experiments: what its chapters train and measure.
 
 The document prints one number a cell. Here each cell is measured over trainings, on held-out patients, through each
-branch of MixBN, in both readings of an environment (H25), and where a claim hangs on it, in the worst case.
+branch of MixBN, in both readings of an environment (L25), and where a claim hangs on it, in the worst case.
 """
 
 from __future__ import annotations
@@ -403,8 +403,8 @@ def algorithm(chosen: Chosen[Profile], *, batch: int = 16, batches: int = 4, que
     """Algorithm 1 line by line on batches of test images of each training of Adv_h with MixBN.
 
     ``queries``: STBO's an image, the document's 100, however many the model was trained with. Rows: the loss after line
-    8 as read and as printed (H15), and whether a clean prediction changes when the adversarial images change places
-    (H23). The steps of the first training's first batch are kept as a table.
+    8 as read and as printed (L15), and whether a clean prediction changes when the adversarial images change places
+    (L23). The steps of the first training's first batch are kept as a table.
     """
     study = Study("hpat/fig2_framework", chosen, ["stage"])
     for _, run, found in trained(strategies(chosen, ["Adv_h+MixBN"])):
@@ -555,7 +555,7 @@ def _inside(model: nn.Module, clean: Tensor, adversarial: Tensor) -> tuple[list[
 
 @torch.no_grad()
 def _tied(model: nn.Module, clean: Tensor, adversarial: Tensor, name: Branch) -> Tensor:
-    """Whether each clean answer changes when the other half is put in another order (H23): ``[B]``."""
+    """Whether each clean answer changes when the other half is put in another order (L23): ``[B]``."""
     with held_still(model), branch(model, name):
         answers = [
             model(torch.cat([clean, other]))[: len(clean)].argmax(dim=1)
