@@ -14,6 +14,8 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from hpatlib import records
+
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "book/_toc.yml").read_text("utf-8"))
@@ -113,6 +115,99 @@ def test_page_reads_well_without_a_network(page, browser, address):
             faults.append(f"at a width of {width} px the page is {wider} px too wide")
     context.close()
     assert not faults, "\n".join([f"{page}.html:", *faults])
+
+
+def axe_violations(tab) -> list[str]:
+    """What axe-core calls critical or serious, a line a rule."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(tab, options={"resultTypes": ["violations"]}).response["violations"]
+    serious = [v for v in found if v["impact"] in ("critical", "serious")]
+    return [f"{v['impact']} {v['id']}, {len(v['nodes'])} times: {v['nodes'][0]['html'][:120]}" for v in serious]
+
+
+def opened(browser, url: str, width: int, theme: str):
+    """A page in a window of its own, in a theme."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+    context.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
+    tab = context.new_page()
+    tab.goto(url, wait_until="load")
+    return tab
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_accessible(page, width, theme, browser, address):
+    tab = opened(browser, f"{address}/{page}.html", width, theme)
+    found = axe_violations(tab)
+    tab.context.close()
+    assert found == []
+
+
+CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_a_chapter_answers_on_its_first_screen(page, browser, address):
+    tab = opened(browser, f"{address}/{page}.html", 1400, "light")
+    bottom = tab.evaluate("document.querySelector('.hpat-answer').getBoundingClientRect().bottom")
+    real = records.best(page.removeprefix("notebooks/"))
+    first = "document.querySelector('.bd-article figure.hpat, .bd-article table.hpat').getBoundingClientRect().top"
+    top = tab.evaluate(first) if real else 0
+    tab.context.close()
+    assert bottom <= 900 and top <= 1350
+
+
+def test_the_claims_page_is_short_and_sifts_without_a_server(browser, html):
+    tab = opened(browser, (html / "book/claims.html").as_uri(), 1400, "light")
+    rows = tab.locator(".hpat-row:visible")
+    shown = rows.count()
+    assert 0 < shown and tab.evaluate("document.documentElement.scrollHeight") <= 6 * 900
+    tab.locator(".hpat-filter input[value=contradicted]").uncheck()
+    assert rows.count() < shown and tab.locator(".hpat-row[data-verdict=contradicted]:visible").count() == 0
+    tab.evaluate("location.hash = 'fig6-curve-30'")
+    assert tab.locator("#fig6-curve-30").get_attribute("open") is not None  # a link opens its row, sifted or not
+    tab.context.close()
+
+
+def test_content_is_near_for_the_keyboard(browser, address):
+    tab = opened(browser, f"{address}/{CHAPTERS[0]}.html", 1400, "light")
+    reached = False
+    for _ in range(3):
+        tab.keyboard.press("Tab")
+        reached |= "main-content" in (tab.evaluate("document.activeElement.getAttribute('href')") or "")
+    tab.context.close()
+    assert reached
+
+
+WEIGHT = 1_500_000  # bytes that a page needs, without its pictures and uncompressed
+PICTURES = re.compile(r"<svg\b.*?</svg>|data:[a-z]+/[\w+.-]+[;,][^\"']*", re.S)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_light(page, html):
+    path = html / f"{page}.html"
+    text = path.read_text("utf-8")
+    links = re.findall(r'<(?:script|link)[^>]*?(?:src|href)="([^"]+\.(?:js|css))[^"]*"', text)
+    files = {(path.parent / link).resolve() for link in links if "://" not in link}
+    if any(file.name == "startup.js" for file in files):  # MathJax loads the rest itself
+        parts = ("core", "input/tex", "output/chtml", "output/chtml/fonts/tex", "a11y/assistive-mml")
+        files |= {html / "_static/mathjax" / f"{part}.js" for part in parts}
+    files -= {html / "searchindex.js"}  # asked for by the search page alone
+    weight = len(PICTURES.sub("", text).encode()) + sum(file.stat().st_size for file in files)
+    assert weight <= WEIGHT, sorted((file.stat().st_size, file.name) for file in files)[-6:]
+
+
+@pytest.mark.parametrize("word", ["MixBN", "STBO", "label leaking", "co-occurrence"])
+def test_search_finds_a_chapter_before_the_reference(word, browser, address):
+    tab = opened(browser, f"{address}/search.html?q={word}", 1400, "light")
+    tab.wait_for_selector("ul.search li a")
+    first = tab.locator("ul.search li a").first.get_attribute("href")
+    tab.context.close()
+    assert "notebooks/" in first
 
 
 def test_every_page_was_written(html):
