@@ -165,7 +165,7 @@ def test_the_claims_page_is_short_and_sifts_without_a_server(browser, html):
     tab = opened(browser, (html / "book/claims.html").as_uri(), 1400, "light")
     rows = tab.locator(".hpat-row:visible")
     shown = rows.count()
-    assert 0 < shown and tab.evaluate("document.documentElement.scrollHeight") <= 6 * 900
+    assert shown > 0 and tab.evaluate("document.documentElement.scrollHeight") <= 6 * 900
     tab.locator(".hpat-filter input[value=contradicted]").uncheck()
     assert rows.count() < shown and tab.locator(".hpat-row[data-verdict=contradicted]:visible").count() == 0
     tab.evaluate("location.hash = 'fig6-curve-30'")
