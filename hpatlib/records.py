@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from hpatlib import outcomes
-from hpatlib._files import write
+from hpatlib._files import alone, home, sweep, write
 from hpatlib.outcomes import ANSWERS, KEYS, Outcomes
 
 PROFILES = ("smoke", "laptop", "study", "paper")  # in the order of their size
@@ -242,8 +242,6 @@ def folder() -> Path:
 
 def scratch() -> Path:
     """Where a run writes its record: ``$HPAT_RECORDS``, else ``records/`` of the library's own folder."""
-    from hpatlib.data.images import home
-
     return Path(os.environ.get("HPAT_RECORDS") or home() / "records").expanduser()
 
 

@@ -25,9 +25,9 @@ from filelock import FileLock
 from torch import nn
 
 from hpatlib import attacks, data, models, training
-from hpatlib._files import write
+from hpatlib._files import alone, home, sealed, sweep, unsealed, write
 from hpatlib.assimilation import Assimilated, Objective, Replicated, repaint_at_random
-from hpatlib.data.images import ImageSet, home
+from hpatlib.data.images import ImageSet
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import convert_mixbn
 

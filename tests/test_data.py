@@ -413,12 +413,12 @@ def test_two_processes_at_once_decode_once(tmp_path):
 
 
 def test_home(tmp_path, monkeypatch):
-    assert images.home() == tmp_path / "home"
+    assert _files.home() == tmp_path / "home"
     monkeypatch.delenv("HPAT_HOME")
-    assert images.home() == REPOSITORY / "runs"
-    monkeypatch.setattr(images, "__file__", str(tmp_path / "site-packages/hpatlib/data/images.py"))
+    assert _files.home() == REPOSITORY / "runs"
+    monkeypatch.setattr(_files, "__file__", str(tmp_path / "site-packages/hpatlib/_files.py"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert images.home() == tmp_path / ".cache" / "hpatlib"
+    assert _files.home() == tmp_path / ".cache" / "hpatlib"
 
 
 def test_importing_is_light():

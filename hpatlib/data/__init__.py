@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hpatlib._files import home
 from hpatlib.data import brain_mri, busi, chest_ct, chest_xray, cnmc, medmnist, natural, photographs
-from hpatlib.data.images import ImageSet, Item, Source, cached, fingerprint, home
+from hpatlib.data.images import ImageSet, Item, Source, cached, fingerprint
 
 __all__ = ["SOURCES", "ImageSet", "Item", "Source", "even_count", "fetch", "load", "split", "status"]
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpatlib._files import home
+
 if TYPE_CHECKING:  # listing or fetching data should not wait seconds for torch
     import torch
 
@@ -215,14 +217,6 @@ class Source:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.title)
-
-
-def home() -> Path:
-    """The folder for what the library keeps: $HPAT_HOME, else runs/ of the checkout, else ~/.cache/hpatlib."""
-    if chosen := os.environ.get("HPAT_HOME"):
-        return Path(chosen).expanduser()
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout / "runs" if (checkout / "pyproject.toml").is_file() else Path.home() / ".cache" / "hpatlib"
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> str:
