@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -138,7 +139,7 @@ def run(
         typer.echo(name if plain else f"{name} → {_short(target)}")
         if drifted(known[name]):
             typer.echo(f"{name}.md is not what its notebook was written from: hpat sync {name} renews it", err=True)
-        with alone(target, lambda who, name=name: typer.echo(f"{name} is being run by {who}: waiting for it", err=True)):  # type: ignore[misc]
+        with alone(target, partial(_waiting, name)):
             message = execute_plainly(known[name], given) if plain else execute(known[name], target, given)
         if message is not None:
             failed.append(name)
@@ -147,6 +148,10 @@ def run(
             _compare(name, profile.value, data.value if data else "*", seed)
     if failed:
         raise typer.Exit(1)
+
+
+def _waiting(name: str, who: str) -> None:
+    typer.echo(f"{name} is being run by {who}: waiting for it", err=True)
 
 
 def _compare(name: str, profile: str, data: str, seed: int) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold
 
-from hpatlib import data
+from hpatlib import _files, data
 from hpatlib.data import busi, cnmc, images, photographs
 from hpatlib.data.images import ImageSet, Item, Source
 
