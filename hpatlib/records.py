@@ -29,7 +29,9 @@ from hpatlib.outcomes import ANSWERS, KEYS, Outcomes
 
 PROFILES = ("smoke", "laptop", "study", "paper")  # in the order of their size
 PACKAGE = Path(__file__).parent
-MARKUP = re.compile(r"<[a-zA-Z/!?]|&#?\w+;|[\x00-\x1f\x7f]")  # names and texts are shown on pages as they stand
+MARKUP = re.compile(
+    r"<[a-zA-Z/!?]|&#?\w+;|[\x00-\x08\x0b-\x1f\x7f]"
+)  # names and texts are shown on pages as they stand
 WHOLE = ("model", "label", "prediction")  # columns of whole numbers
 
 
@@ -278,8 +280,8 @@ def _model_faults(header: Header, model: Model) -> Iterator[str]:
         yield "does not say which network and weights it has"
     if model.seed is not None and model.run.get("seed", model.seed) != model.seed:
         yield f"stands for the training {model.seed}, and its run for {model.run['seed']}"
-    if "dataset" in model.run and bool(model.run.get("real")) != (header.data == "real"):
-        yield f"was trained on {'real images' if model.run.get('real') else 'phantoms'}, and its record is {header.data}"
+    if "dataset" in model.run and (real := bool(model.run.get("real"))) != (header.data == "real"):
+        yield f"was trained on {'real images' if real else 'phantoms'}, and its record is {header.data}"
     for name in ("accuracy", "trivial"):
         if (share := getattr(model, name)) is not None and not 0 <= share <= 1:
             yield f"has the {name} {share}, expected a share"
@@ -302,10 +304,8 @@ def _row_faults(header: Header, rows: pd.DataFrame) -> Iterator[str]:
         yield from (f"its column {column} holds {kind}" for column, kind in wrong.items())
         return
     for column in texts:
-        marked = (text for text in rows[column].cat.categories if MARKUP.search(text))
-        yield from (
-            f"its column {column} holds a text with markup ({text[:40]!r})" for text in itertools.islice(marked, 1)
-        )
+        if marked := next(filter(MARKUP.search, rows[column].cat.categories), None):
+            yield f"its column {column} holds a text with markup ({marked[:40]!r})"
     if not rows["model"].between(0, max(0, len(header.models) - 1)).all():
         yield f"its outcomes name models beyond its {len(header.models)}"
     if rows.duplicated(["model", *header.conditions, "image"]).any():

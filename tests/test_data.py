@@ -30,6 +30,7 @@ TREE = {
     "fold_1/all/UID_1_2_10_all": 3,
     "fold_1/all/UID_12_1_1_all": 4,
     "fold_1/hem/UID_h3_1_1_hem": 5,
+    "fold_2/all/UID_13_1_1_all": 7,
     "fold_2/hem/UID_H1_9_2_hem": 6,
 }
 

@@ -219,7 +219,7 @@ def status(root: Path | str | None = None) -> list[dict]:
             try:
                 items = find(folder) if folder and folder.is_dir() else []
                 note = "" if items else _how(source)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 items, note = [], str(error)
             classes = {name: sum(item.label == n for item in items) for n, name in enumerate(source.classes)}
             row = {"key": key, "part": part, "images": len(items), "classes": classes, "folder": folder, "note": note}
@@ -241,7 +241,10 @@ def _folder(source: Source, root: Path | str | None) -> Path | None:
 def _found(source: Source, part: str, root: Path | str | None) -> tuple[Path, list[Item]]:
     """The folder of a data set and the files of this part in it; FileNotFoundError when there are none."""
     folder = _folder(source, root)
-    items = source.parts[part](folder) if folder and folder.is_dir() else []
+    try:
+        items = source.parts[part](folder) if folder and folder.is_dir() else []
+    except OSError as error:  # a closed folder somewhere in between
+        raise ValueError(f"{error.filename} cannot be read ({error.strerror}): allow it.") from error
     if not folder or not items:
         looked = f"no files of part {part!r} in {folder}" if folder else "HPAT_DATA is not set"
         raise FileNotFoundError(f"Real {source.title} images are missing: {looked}. {_how(source)}")

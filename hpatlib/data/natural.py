@@ -11,7 +11,7 @@ ImageNet have most likely seen them: ask such a network how it looks at them, ne
 import csv
 from pathlib import Path
 
-from hpatlib.data.images import Item, Source, is_image, listing
+from hpatlib.data.images import Item, Source, entries, is_image, listing
 
 CLASSES = ("thing", "animal")
 FOLDER, TABLE = "imagenet-sample-images", "classes.csv"
@@ -24,9 +24,11 @@ def photographs(folder: Path) -> list[Item]:
     Raises ValueError when the table is missing or lacks a column, and one that names every file without a row, every
     row that says neither yes nor no or comes twice, and the classes without an image.
     """
-    paths = sorted(filter(is_image, (folder / FOLDER).glob("*")))
+    paths = list(filter(is_image, entries(folder / FOLDER)))
     if not paths:
         return []
+    if len({path.stem for path in paths}) < len(paths):
+        raise ValueError(f"{folder / FOLDER} holds an image under two suffixes: keep one of them.")
     table = folder / TABLE
     if not table.is_file():
         raise ValueError(f"{folder / FOLDER} has images but no classes: put {TABLE} beside that folder.")
