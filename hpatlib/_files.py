@@ -65,15 +65,19 @@ def sweep(path: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+def alone(
+    path: Path, waiting: Callable[[str], None] | None = None, *, locks: Path | None = None
+) -> Iterator[None]:
     """Hold the lock of ``path``, which a process that dies lets go; ``waiting`` is told who has it, once.
 
-    Locks lie in ``home()/locks``, as the folder of ``path`` may be one to be committed. Raises ``StorageError``.
+    The lock lies in the folder ``locks`` (default: ``home()/locks``, as the folder of ``path`` may be one to be
+    committed). Raises ``StorageError``.
     """
     from filelock import FileLock, Timeout
 
     name = hashlib.blake2b(str(path.expanduser().absolute()).encode(), digest_size=8).hexdigest()
-    lock, owner = home() / "locks" / f"{name}.lock", home() / "locks" / f"{name}.owner"
+    lock = (locks or home() / "locks") / f"{name}.lock"
+    owner = lock.with_suffix(".owner")
     with storing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock)

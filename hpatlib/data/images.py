@@ -412,7 +412,7 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
     entry = Path(cache).expanduser() / f"{source.key}-{part}-{size}px-{key}"
     # Without the lock first: the folder may be one to read from alone, and nobody changes an entry that is whole.
     if (about := _entry(entry, warn=entry.is_dir())) is None:
-        with alone(entry):
+        with alone(entry, locks=entry.parent / "locks"):
             if (about := _entry(entry, warn=False)) is None:
                 images = _decoded(source, items, size=size, mode=source.mode)
                 about = {"names": names, "labels": [i.label for i in items], "groups": _grouped(source, items)}
