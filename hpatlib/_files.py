@@ -65,9 +65,7 @@ def sweep(path: Path) -> None:
 
 
 @contextmanager
-def alone(
-    path: Path, waiting: Callable[[str], None] | None = None, *, locks: Path | None = None
-) -> Iterator[None]:
+def alone(path: Path, waiting: Callable[[str], None] | None = None, *, locks: Path | None = None) -> Iterator[None]:
     """Hold the lock of ``path``, which a process that dies lets go; ``waiting`` is told who has it, once.
 
     The lock lies in the folder ``locks`` (default: ``home()/locks``, as the folder of ``path`` may be one to be

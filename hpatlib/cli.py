@@ -449,12 +449,15 @@ def data_status(context: typer.Context) -> None:
 
 @data_app.command()
 def fetch(name: Annotated[str, typer.Argument(help="Key of the data set, such as cnmc.")]) -> None:
-    """Download a data set from Kaggle into HPAT_DATA."""
+    """Download a data set into HPAT_DATA, from Kaggle or where else it is, after saying what its licence is."""
     from hpatlib import data
 
     root = os.environ.get("HPAT_DATA")
     if not root:
         raise _stop("set HPAT_DATA to the folder that data sets shall go to")
+    if name in data.SOURCES:
+        source = data.SOURCES[name]
+        typer.echo(f"{source.title}: {source.citation}\nlicence: {source.licence}")
     try:
         typer.echo(str(data.fetch(name, root)))
     except (ValueError, RuntimeError) as error:

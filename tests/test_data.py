@@ -781,8 +781,6 @@ def test_natural_images(tmp_path):
 def test_natural_images_that_cannot_be_used(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^Real ImageNet sample images are missing: .*\. Set HPAT_DATA to"):
         natural(tmp_path)
-    with pytest.raises(ValueError, match=r"natural has no address to fetch it from: put its files into .*natural"):
-        data.fetch("natural", tmp_path)
     wrong = {**NATURAL, "n01_tench.JPEG": "perhaps"}
     del wrong["n04_bus.JPEG"]
     with pytest.raises(ValueError, match="3 faults in the ImageNet sample") as error:

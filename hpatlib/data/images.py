@@ -198,7 +198,9 @@ class Source:
     run through the patients, and `mirror` for one image and another that is mirrored, upside down, or both.
     `pad`: black borders make a picture square before it is resized (otherwise it is stretched). `each`: images of each
     class in the document that uses the set (None: all). For sets that are not loose image files at Kaggle: `folder`
-    under the root when it is not the key, `url` of the one file, `decode` in place of the function below.
+    under the root when it is not the key, `url` of the one file and its `checksum` ("md5:…"), `arrange`, called as
+    `arrange(unpacked, folder)`, where that file is a zip to be made into the folder, `decode` in place of the function
+    below.
     """
 
     key: str
@@ -220,6 +222,8 @@ class Source:
     each: int | None = None
     folder: str = ""
     url: str = ""
+    checksum: str = ""
+    arrange: Callable[[Path, Path], None] | None = None
     decode: Callable[..., np.ndarray] | None = None
 
     def __post_init__(self) -> None:
