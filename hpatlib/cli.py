@@ -1,22 +1,50 @@
 """``hpat``: list and run chapters, look after data, print and verify the claims, build the book."""
 
 import ast
+import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from hpatlib._files import alone, home, storing, write
+
 HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class Commands(typer.core.TyperGroup):
+    """Commands that say in one sentence what the disk or the file system refused, and exit 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """As click has it."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read our output has gone: click knows what to do
+                raise
+            where = f"{error.filename} cannot be used ({error.strerror}): make room or allow it, or name another folder"
+            raise _stop(str(error) if error.filename is None else where, 1) from error
+
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, context_settings=HELP
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+    context_settings=HELP,
 )
 data_app = typer.Typer(help="Which real data sets are here, and how to get the others.")
 app.add_typer(data_app, name="data")
@@ -50,6 +78,9 @@ def main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """List and run chapters, look after data, print and verify the claims, build the book."""
+    for stream in (sys.stdout, sys.stderr):  # an old console may have no arrow: that must not end hours of work
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def checkout() -> Path:
@@ -95,8 +126,6 @@ def run(
     known = chapters(root)
     if unknown := [name for name in names if name not in known]:
         raise _stop(f"unknown chapter {', '.join(unknown)}: choose from {', '.join(known)}")
-    from hpatlib.data.images import home
-
     for folder in FOLDERS:
         if os.environ.get(folder):  # a chapter runs in its own folder, where a relative path leads elsewhere
             os.environ[folder] = str(Path(os.environ[folder]).expanduser().resolve())
@@ -106,11 +135,12 @@ def run(
     label = "-".join([profile.value, data.value if data else "default", f"seed{seed}"])
     failed = []
     for name in names:
-        target = (output or home() / "chapters" / label) / f"{name}.ipynb"
+        target = (output.expanduser() if output else home() / "chapters" / label) / f"{name}.ipynb"
         typer.echo(name if plain else f"{name} → {_short(target)}")
         if drifted(known[name]):
             typer.echo(f"{name}.md is not what its notebook was written from: hpat sync {name} renews it", err=True)
-        message = execute_plainly(known[name], given) if plain else execute(known[name], target, given)
+        with alone(target, partial(_waiting, name)):
+            message = execute_plainly(known[name], given) if plain else execute(known[name], target, given)
         if message is not None:
             failed.append(name)
             typer.echo(message, err=True)
@@ -118,6 +148,10 @@ def run(
             _compare(name, profile.value, data.value if data else "*", seed)
     if failed:
         raise typer.Exit(1)
+
+
+def _waiting(name: str, who: str) -> None:
+    typer.echo(f"{name} is being run by {who}: waiting for it", err=True)
 
 
 def _compare(name: str, profile: str, data: str, seed: int) -> None:
@@ -135,19 +169,18 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     """Run the chapter ``source`` (MyST text) into the notebook ``target``; return None, or why it failed.
 
     Parameters that equal the chapter's defaults are not injected. ``target`` is whole or absent; a failed run is
-    kept beside it as ``<name>.failed.ipynb``.
+    kept beside it as ``<name>.failed.ipynb``, until the next. Call it ``alone``. Raises ``StorageError``.
     """
     import jupytext
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".input.ipynb")
     partial = target.with_suffix(".failed.ipynb")
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    jupytext.write(notebook, fresh)
+    write(fresh, jupytext.writes(notebook, "ipynb").encode())
     try:
         known = papermill.inspect_notebook(str(fresh))
         given = {k: v for k, v in parameters.items() if k not in known or ast.literal_eval(known[k]["default"]) != v}
@@ -167,9 +200,14 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
         )
     except DeadKernelError as error:
         return f"{target.stem} failed: its kernel died ({error}). Was there enough memory?"
+    except OSError as error:
+        partial.unlink(missing_ok=True)  # half of it at best
+        with storing(target):
+            raise error
     finally:
-        fresh.unlink()
-    os.replace(partial, target)
+        fresh.unlink(missing_ok=True)
+    with storing(target):
+        os.replace(partial, target)
     return None
 
 
@@ -223,7 +261,6 @@ def evidence(
     It runs behind other work, for hours: stop it and start it again at any time, and commit what it makes.
     """
     from hpatlib import evidence as work
-    from hpatlib.data.images import home
 
     root = checkout()
     known = chapters(root)
@@ -263,7 +300,9 @@ def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER…]
         typer.echo(name)
         target = source.with_suffix(".ipynb")
         done = root / "runs" / "sync" / f"{name}.ipynb"
-        if (message := execute(source, done, {})) is not None:
+        with alone(done):
+            message = execute(source, done, {})
+        if message is not None:
             raise _stop(message)
         notebook = nbformat.read(done, as_version=4)
         notebook.metadata.pop("papermill", None)
@@ -272,7 +311,7 @@ def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER…]
                 cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             cell.id = f"cell-{number}"  # stable, so that a new run changes only what it shows
             cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags" and value}
-        nbformat.write(notebook, target)
+        write(target, nbformat.writes(notebook).encode() + b"\n")
 
 
 @app.command()
@@ -284,16 +323,58 @@ def book(
     """Build the book: run the chapters that are out of date, then the pages."""
     root = checkout()
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--cores", str(cores)]
-    # Snakemake otherwise overlooks touched files whose content is the same.
-    command += ["--max-checksum-file-size", "0", "--quiet", "rules", "--rerun-incomplete"]
+    # Snakemake otherwise overlooks touched files whose content is the same. Its own lock outlives it; ours does not.
+    command += ["--max-checksum-file-size", "0", "--quiet", "rules", "--rerun-incomplete", "--nolock"]
     command += ["--config", f"profile={profile.value}", f"data={data.value if data else ''}"]
-    with tempfile.TemporaryDirectory() as folder:
+    with _one_book(root) as lock, tempfile.TemporaryDirectory() as folder:
         jupyter = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
         serve = [sys.executable, "-W", "ignore", str(root / "workflow/kernels.py"), "serve", folder]
         one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the workflow runs chapters
         with subprocess.Popen(serve, cwd=root, stdin=subprocess.PIPE, env=one_thread):  # ends when its input closes
-            done = subprocess.run(command, cwd=root, env={**os.environ, "JUPYTER_PATH": jupyter})
-    raise typer.Exit(done.returncode)
+            code = _attended(command, root, {**os.environ, "JUPYTER_PATH": jupyter}, lock)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _one_book(root: Path) -> Iterator[int]:
+    """The lock of the book in ``root``, as an open file that holds it as long as any process has it open.
+
+    It is handed on to Snakemake, so that it holds while either lives, whatever ended the other, and no longer. The file
+    says how to stop them.
+    """
+    import fcntl  # not on Windows, where there are no forked kernels either
+
+    path = root / ".snakemake" / "book.lock"
+    with storing(path):
+        path.parent.mkdir(exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115 (closed below)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            typer.echo(f"another hpat book is at work here ({file.read().strip()}): waiting for it", err=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _attended(command: list[str], root: Path, environment: dict[str, str], lock: int) -> int:
+    """Run Snakemake in a process group of its own and return its exit code; what stops us stops all of the group.
+
+    Each of its processes is interrupted once, as by Ctrl-C in a terminal, and ends in its own way while we wait.
+    """
+    with subprocess.Popen(command, cwd=root, env=environment, pass_fds=[lock], process_group=0) as workflow:
+        os.ftruncate(lock, 0)
+        os.write(lock, f"kill -INT -- -{workflow.pid} stops it".encode())
+        every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        stops = [stop for stop in every if signal.getsignal(stop) != signal.SIG_IGN]  # as nohup wants it
+        before = [signal.signal(stop, lambda *_: os.killpg(workflow.pid, signal.SIGINT)) for stop in stops]
+        code = workflow.wait()
+        with suppress(ProcessLookupError):  # chapters that a killed Snakemake has left running
+            os.killpg(workflow.pid, signal.SIGTERM)
+        for stop, handler in zip(stops, before, strict=True):
+            signal.signal(stop, handler)
+    return code if code >= 0 else 128 - code
 
 
 @app.command("claims")
@@ -368,12 +449,15 @@ def data_status(context: typer.Context) -> None:
 
 @data_app.command()
 def fetch(name: Annotated[str, typer.Argument(help="Key of the data set, such as cnmc.")]) -> None:
-    """Download a data set from Kaggle into HPAT_DATA."""
+    """Download a data set into HPAT_DATA, from Kaggle or where else it is, after saying what its licence is."""
     from hpatlib import data
 
     root = os.environ.get("HPAT_DATA")
     if not root:
         raise _stop("set HPAT_DATA to the folder that data sets shall go to")
+    if name in data.SOURCES:
+        source = data.SOURCES[name]
+        typer.echo(f"{source.title}: {source.citation}\nlicence: {source.licence}")
     try:
         typer.echo(str(data.fetch(name, root)))
     except (ValueError, RuntimeError) as error:

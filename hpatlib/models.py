@@ -90,12 +90,12 @@ def build(
     backbone. ``weights``: ``"imagenet"``, ``"scratch"``, or the path of a ``.safetensors`` file in
     timm's naming. ImageNet weights are looked for in ``$HPAT_WEIGHTS/<name>.safetensors``, then in the embedded package
     (``tf_efficientnet_lite0`` only), then on the hub; where none answers, ``RuntimeError`` says so: nothing falls back
-    to scratch.
+    to scratch. Where a SHA256SUMS, as ``sha256sum`` writes it, stands beside a file or one folder above, it must agree.
 
     The last layer is new unless the weights' has as many classes; a new one starts small, with weights from
     N(0, ``HEAD_STD``²) and no bias, so that no backbone's own habit decides how steep the logits are. Raises
-    ``ValueError`` for unknown names and for weights that do not exist for a model, ``FileNotFoundError`` for a missing
-    file.
+    ``ValueError`` for unknown names, for weights that do not exist for a model, and for a file that is damaged or not
+    finite; ``FileNotFoundError`` for a missing file.
     """
     _check(name, weights)
     if classes < 2 or in_channels < 1:
@@ -192,12 +192,44 @@ def _stored(name: str, path: Path) -> dict[str, Any]:
     """What tells timm to load the file at ``path``: its tensors, and how many classes its last layer knows."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    _check_sum(path)
+    try:
+        loaded = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file ({error}): fetch it again") from error
+    check_finite(path, loaded)
     # A checkpoint of Normalized, as hpatlib.runs stores it, names the same layers behind "backbone."
-    state = {key.removeprefix("backbone."): tensor for key, tensor in load_file(path).items()}
+    state = {key.removeprefix("backbone."): tensor for key, tensor in loaded.items()}
     bias = state.get(f"{_config(name).classifier}.bias")
     return {"state_dict": state} | ({} if bias is None else {"num_classes": len(bias)})
+
+
+def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise ``ValueError`` that names the file and the first of its tensors with NaN or infinite values."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{path} holds values that are not finite ({name}): fetch it again, or train it anew")
+
+
+def _check_sum(path: Path) -> None:
+    """Raise ``ValueError`` where a SHA256SUMS, in the folder of the file or above it, has another sum for it.
+
+    The format is that of ``sha256sum``: a line a file, its sum and its path below the list.
+    """
+    for folder in (path.parent, path.parent.parent):
+        if not (table := folder / "SHA256SUMS").is_file():
+            continue
+        lines = (line.split(maxsplit=1) for line in table.read_text("utf-8").splitlines())
+        sums = {name.strip().lstrip("*"): known for known, name in (line for line in lines if len(line) == 2)}
+        if known := sums.get(path.relative_to(folder).as_posix()):
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != known:
+                raise ValueError(f"{path} is damaged: its sha256 is {found[:16]}…, in {table} {known[:16]}…")
+            return
 
 
 def _check_complete(name: str, backbone: Any, state: dict[str, Tensor]) -> None:
@@ -225,7 +257,7 @@ def _imagenet(name: str) -> dict[str, Any]:
 def _imagenet_file(name: str) -> Path | None:
     """The file of ImageNet weights at hand: in ``$HPAT_WEIGHTS``, or the embedded package's."""
     folder = os.environ.get("HPAT_WEIGHTS")
-    if folder and (path := Path(folder) / f"{name}.safetensors").is_file():
+    if folder and (path := Path(folder).expanduser() / f"{name}.safetensors").is_file():
         return path
     if name == "tf_efficientnet_lite0":
         try:

@@ -7,10 +7,14 @@ Nothing here is a conclusion: those are computed from the outcomes whenever they
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +24,15 @@ import numpy as np
 import pandas as pd
 
 from hpatlib import outcomes
-from hpatlib._files import write
+from hpatlib._files import alone, home, sweep, write
 from hpatlib.outcomes import ANSWERS, KEYS, Outcomes
 
 PROFILES = ("smoke", "laptop", "study", "paper")  # in the order of their size
 PACKAGE = Path(__file__).parent
-NAME = re.compile(rf"({'|'.join(PROFILES)})-(phantom|real)-seed(\d+)")
+MARKUP = re.compile(
+    r"<[a-zA-Z/!?]|&#?\w+;|[\x00-\x08\x0b-\x1f\x7f]"
+)  # names and texts are shown on pages as they stand
+WHOLE = ("model", "label", "prediction")  # columns of whole numbers
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -66,7 +73,8 @@ class Images(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Provenance of a record. ``claims``: the hash of each claim as it stood when this was measured; ``tables``: small
-    tidy tables that belong to no image; ``sha256``: of the Parquet file beside it."""
+    tidy tables that belong to no image; ``sha256``: of the Parquet file beside it; ``checksum``: of all the rest of the
+    header ("" in records that were made before there was one)."""
 
     chapter: str
     profile: str
@@ -82,6 +90,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment: dict[str, Any]
     sha256: str
     schema: Literal[2] = 2
+    checksum: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,11 +173,21 @@ def save(header: Header, rows: pd.DataFrame, folder: Path) -> Record:
     """
     content = outcomes.encode(outcomes.tidy(rows, header.conditions))
     header = msgspec.structs.replace(header, sha256=hashlib.sha256(content).hexdigest())
+    header = msgspec.structs.replace(header, checksum=_checksum(header))
     path = folder / header.chapter / f"{header.profile}-{header.data}-seed{header.seed}.json"
     record = _record(path, header, content)
-    write(path.with_suffix(".parquet"), content)
-    write(path, msgspec.json.format(msgspec.json.encode(header), indent=1) + b"\n")
+    with alone(path):  # of two that measure the same at once, both files are the last one's
+        for each in (path.with_suffix(".parquet"), path):
+            sweep(each)
+        write(path.with_suffix(".parquet"), content)
+        write(path, msgspec.json.format(msgspec.json.encode(header), indent=1) + b"\n")
     return record
+
+
+def _checksum(header: Header) -> str:
+    """Of everything in a header but the checksum itself, however its text is laid out."""
+    plain = msgspec.to_builtins(msgspec.structs.replace(header, checksum=""))
+    return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def read(path: Path) -> Record:
@@ -177,14 +196,19 @@ def read(path: Path) -> Record:
         content = path.read_bytes()
         header = msgspec.json.decode(content, type=Header)
         json.loads(content, object_pairs_hook=_once)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a record of this version ({error}): measure it anew, hpat run … --record"
         ) from error
+    if header.checksum not in ("", _checksum(header)):
+        raise ValueError(f"{path} was changed after it was written: it does not have the checksum that stands in it")
     beside = path.with_suffix(".parquet")
     if not beside.is_file():
         raise ValueError(f"{path} has no outcomes beside it: {beside.name} is missing")
-    return _record(path, header, beside.read_bytes())
+    try:
+        return _record(path, header, beside.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{beside} cannot be read ({error.strerror}): allow it, or measure it anew") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -201,37 +225,129 @@ def _record(path: Path, header: Header, content: bytes) -> Record:
             f"{path.with_suffix('.parquet')} is not what {path.name} was written with: "
             f"its sha256 is {found[:16]}…, the header's {header.sha256[:16]}…"
         )
-    rows = outcomes.decode(content)
-    if faults := list(_faults(path, header, rows)):
+    try:
+        rows = outcomes.decode(content)
+    except Exception as error:  # pyarrow raises what it likes
+        raise ValueError(f"{path.with_suffix('.parquet')} is no Parquet file of outcomes ({error})") from error
+    if faults := [*_misplaced(path, header), *_header_faults(header), *_row_faults(header, rows)]:
         raise ValueError(f"{path} contradicts itself: {'; '.join(faults)}")
     return Record(header, Outcomes(rows, header.conditions, tuple(m.seed for m in header.models)))
 
 
-def _faults(path: Path, header: Header, rows: pd.DataFrame) -> list[str]:
-    """What is wrong with a record, a clause each."""
-    found = []
+def _misplaced(path: Path, header: Header) -> Iterator[str]:
+    """How a record contradicts its own name and folder, a clause each."""
     name = f"{header.profile}-{header.data}-seed{header.seed}"
-    if path.stem != name or not NAME.fullmatch(name):
-        found.append(f"it is called {path.stem}, and should be {name}")
+    if path.stem != name:
+        yield f"it is called {path.stem}, and should be {name}"
     if path.parent.parts[-2:] != tuple(header.chapter.split("/")):
-        found.append(f"it stands in {path.parent.name}, and speaks of {header.chapter}")
+        yield f"it stands in {path.parent.name}, and speaks of {header.chapter}"
+
+
+def _header_faults(header: Header) -> Iterator[str]:
+    """What is wrong with a header, a clause each."""
+    if header.profile not in PROFILES:
+        yield f"its profile is {header.profile!r}, none of {', '.join(PROFILES)}"
+    if header.data not in ("phantom", "real"):
+        yield f"its data are {header.data!r}, neither phantom nor real"
+    if header.seed < 0 or any((model.seed or 0) < 0 for model in header.models):
+        yield "it has a negative seed"
+    if not _is_day(header.date):
+        yield f"its date is {header.date!r}, expected a day such as 2024-05-17"
+    if not 0 <= header.seconds < math.inf:
+        yield f"it took {header.seconds} s"
     if header.data == "real" and any(images.name.startswith("phantom") for images in header.images):
-        found.append("it calls phantoms real")
+        yield "it calls phantoms real"
+    named = {
+        "condition": header.conditions,
+        "model": [model.key for model in header.models],
+        "set of images": [images.fingerprint for images in header.images],
+    }
+    yield from (f"it names a {what} twice" for what, names in named.items() if len(set(names)) < len(names))
+    if reserved := set(header.conditions) & {*KEYS, *ANSWERS}:
+        yield f"its conditions have the names of columns ({', '.join(sorted(reserved))})"
+    for images in header.images:
+        if images.count < 1 or images.size < 1:
+            yield f"its images {images.name} are {images.count} of {images.size} px, expected at least one of each"
+    for model in header.models:
+        yield from (f"its model {model.key} {fault}" for fault in _model_faults(header, model))
+    if marked := next((text for text in _texts(msgspec.to_builtins(header)) if MARKUP.search(text)), None):
+        yield f"it holds a text with markup ({marked[:40]!r})"
+
+
+def _model_faults(header: Header, model: Model) -> Iterator[str]:
+    """What is wrong with one model of a record, a clause each."""
+    if not all(isinstance(model.run.get(name), str) for name in ("model", "weights")):
+        yield "does not say which network and weights it has"
+    if model.seed is not None and model.run.get("seed", model.seed) != model.seed:
+        yield f"stands for the training {model.seed}, and its run for {model.run['seed']}"
+    if "dataset" in model.run and (real := bool(model.run.get("real"))) != (header.data == "real"):
+        yield f"was trained on {'real images' if real else 'phantoms'}, and its record is {header.data}"
+    for name in ("accuracy", "trivial"):
+        if (share := getattr(model, name)) is not None and not 0 <= share <= 1:
+            yield f"has the {name} {share}, expected a share"
+    if min(model.train, model.test) < 0 or not 0 <= model.seconds < math.inf:
+        yield f"has {model.train} and {model.test} images and took {model.seconds} s"
+    if not all(map(math.isfinite, [*model.losses, *model.dose.values()])):
+        yield "has a loss or a dose that is not finite"
+
+
+def _row_faults(header: Header, rows: pd.DataFrame) -> Iterator[str]:
+    """What is wrong with outcomes, a clause each."""
     if not len(rows):
-        return found
+        return
     if missing := [c for c in (*KEYS, *header.conditions) if c not in rows]:
-        return [*found, f"its outcomes lack {', '.join(missing)}"]
-    if not rows["model"].between(0, len(header.models) - 1).all() and header.models:
-        found.append(f"its outcomes name models beyond its {len(header.models)}")
+        yield f"its outcomes lack {', '.join(missing)}"
+        return
+    texts = (*header.conditions, "image", "group")
+    wrong = {column: kind for column in rows if (kind := _kind(rows[column])) != _expected(column, texts)}
+    if wrong:
+        yield from (f"its column {column} holds {kind}" for column, kind in wrong.items())
+        return
+    for column in texts:
+        if marked := next(filter(MARKUP.search, rows[column].cat.categories), None):
+            yield f"its column {column} holds a text with markup ({marked[:40]!r})"
+    if not rows["model"].between(0, max(0, len(header.models) - 1)).all():
+        yield f"its outcomes name models beyond its {len(header.models)}"
     if rows.duplicated(["model", *header.conditions, "image"]).any():
-        found.append("it holds two outcomes of one model, condition and image")
-    for column in ANSWERS:
-        if column in rows and column != "margin" and (rows[column] < outcomes.NONE).any():
-            found.append(f"its column {column} has negative classes")
+        yield "it holds two outcomes of one model, condition and image"
+    for column in rows.columns.intersection(WHOLE[1:]):
+        if (rows[column] < outcomes.NONE).any():
+            yield f"its column {column} has negative classes"
     for column in rows.select_dtypes(np.floating):
         if np.isinf(rows[column]).any():
-            found.append(f"its column {column} has infinite values")
-    return found
+            yield f"its column {column} has infinite values"
+
+
+def _kind(column: pd.Series) -> str:
+    """What a column holds: text (each in its categories), whole numbers, numbers, or else what it is."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        categories = column.cat.categories
+        whole = all(isinstance(each, str) for each in categories) and not column.isna().any()
+        return "text" if whole else "categories that are not all text"
+    if column.dtype.kind in "iu":
+        return "whole numbers"
+    return "numbers" if column.dtype.kind == "f" else str(column.dtype)
+
+
+def _expected(column: str, texts: Sequence[str]) -> str:
+    return "text" if column in texts else "whole numbers" if column in WHOLE else "numbers"
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in plain JSON data, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from itertools.chain(map(str, value), *map(_texts, value.values()))
+    elif isinstance(value, list | tuple):
+        yield from itertools.chain(*map(_texts, value))
 
 
 def folder() -> Path:
@@ -242,8 +358,6 @@ def folder() -> Path:
 
 def scratch() -> Path:
     """Where a run writes its record: ``$HPAT_RECORDS``, else ``records/`` of the library's own folder."""
-    from hpatlib.data.images import home
-
     return Path(os.environ.get("HPAT_RECORDS") or home() / "records").expanduser()
 
 

@@ -7,10 +7,13 @@ and loaded ever after.
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -19,15 +22,13 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import safetensors.torch
 import torch
-from filelock import FileLock
 from torch import nn
 
 from hpatlib import attacks, data, models, training
-from hpatlib._files import write
+from hpatlib._files import alone, home, sealed, storing, sweep, unsealed, write
 from hpatlib.assimilation import Assimilated, Objective, Replicated, repaint_at_random
-from hpatlib.data.images import ImageSet, home
+from hpatlib.data.images import ImageSet
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import convert_mixbn
 
@@ -152,7 +153,11 @@ def train_or_load(
     [0, 1] and returns logits ``[B, classes]``; ``run.model`` and ``run.weights`` are then just what you call it. The
     key knows a network by these names alone: give it another when you change it.
 
-    Raises ``ValueError`` for images that are not those that ``run`` states, and what ``data.load``, ``data.split``,
+    Everything stored carries a checksum. What is damaged is refused, or trained anew where the environment variable
+    HPAT_RETRAIN is 1.
+
+    Raises ``ValueError`` for images that are not those that ``run`` states and for a stored model or checkpoint that is
+    damaged or not finite, ``OSError`` where nothing can be stored, and what ``data.load``, ``data.split``,
     ``models.build`` and ``training.fit`` raise.
     """
     device = device or default_device()
@@ -162,66 +167,124 @@ def train_or_load(
         _check_stated(run, images)
     train, test = data.split(images, by=run.split_by, test=run.test, seed=run.seed)
     folder = home() / "models" / key(run, train.fingerprint, own=network is not None)
-    weights, about = folder / "model.safetensors", folder / "run.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        if about.is_file():  # written last: what it speaks of is whole
-            model = _build(run, train, "scratch", network)
-            model.load_state_dict(safetensors.torch.load_file(weights))
-        else:
-            # Before the clock starts: the model that the static set is made from has its own record.
-            parent = None
-            if run.static_eps is not None:
-                parent = train_or_load(run.clean, images=images, network=network, device=device)
-            first = run.seed + 1_000_000 * run.repeat
-            torch.manual_seed(first)
-            model = _build(run, train, run.weights, network)
-            started = time.perf_counter()
-            if run.spread is not None:
-                assert isinstance(model, Assimilated)  # the front that a spread needs
-                repaint_at_random(model, (x for x, _ in train.batches(64)), run.spread)
-            clean, validation = train, None
-            if run.recipe.patience is not None:
-                clean, validation = data.split(train, by=run.split_by, test=1 / 8, seed=run.seed)
-            examples: ImageSet | training.Examples = clean
-            if parent is not None and run.static_eps is not None:
-                examples = training.attacked(parent.model, clean, partial(attacks.fgsm, eps=run.static_eps))
-                if run.static == "mixed":
-                    examples = training.together(clean, examples)
-                if run.static == "continued":
-                    model.load_state_dict(parent.model.state_dict())
-            epochs = training.fit(
-                model,
-                examples,
-                run.recipe,
-                attack=run.adversary,
-                objective=run.objective,
-                validation=validation,
-                seed=first,
-                device=device,
-                checkpoint=folder / "checkpoint.safetensors",
-            )
-            write(weights, training.serialise(model.state_dict()))
-            provenance = {
-                "key": folder.name,
-                "run": asdict(run),
-                "parent": parent.provenance["key"] if parent else None,
-                "data": {
-                    "name": images.name,
-                    "fingerprint": images.fingerprint,
-                    "train": len(train),
-                    "test": len(test),
-                },
-                "start": _start(run, network is not None),
-                "behaviour": behaviour(run, network is not None),
-                "epochs": epochs,
-                "seconds": round(time.perf_counter() - started, 1),
-                "dose": {},
-                **environment(device),
-            }
-            write(about, json.dumps(provenance, indent=1, default=_plain).encode())
-            (folder / "checkpoint.safetensors").unlink()
-    return Trained(model.to(device).eval(), train, test, json.loads(about.read_text()))
+    # Without the lock first, as the folder may be one to read from alone; then another may have trained it meanwhile.
+    if (found := _stored(folder, run, train, network)) is None:
+        with alone(folder):
+            if (found := _stored(folder, run, train, network)) is None:
+                found = _train(folder, run, images, train, test, network, device)
+    model, provenance = found
+    return Trained(model.to(device).eval(), train, test, provenance)
+
+
+def _stored(
+    folder: Path, run: Run, train: ImageSet, network: Network | None
+) -> tuple[nn.Module, dict[str, Any]] | None:
+    """The model in ``folder`` and its provenance; None where there is none, or a damaged one that may be replaced."""
+    about = folder / "run.json"
+    if not about.is_file():  # written last: what it speaks of is there
+        return None
+    model = _build(run, train, "scratch", network)
+    try:
+        provenance = unsealed(about)
+        tensors, told = training.deserialise(folder / "model.safetensors")
+        if not provenance.get("key") == told.get("key") == folder.name:
+            raise ValueError(f"{folder} holds the model of another run")
+        models.check_finite(folder / "model.safetensors", tensors)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {folder} do not fit the network of this run ({error})") from error
+    except ValueError as error:
+        _replaced(error)
+        return None
+    with suppress(OSError):  # left by a process that died in between; of no use to anybody
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return model, provenance
+
+
+def _replaced(error: ValueError) -> None:
+    """Say that what ``error`` speaks of is trained anew, if that was asked for; otherwise raise it with the way to."""
+    if os.environ.get("HPAT_RETRAIN") != "1":
+        raise ValueError(f"{error}: put it back, or set HPAT_RETRAIN=1 to train what is damaged anew") from error
+    warnings.warn(f"{error}: trained anew, as HPAT_RETRAIN=1 says", stacklevel=2)
+
+
+def _train(
+    folder: Path,
+    run: Run,
+    images: ImageSet,
+    train: ImageSet,
+    test: ImageSet,
+    network: Network | None,
+    device: str,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train the model of ``run`` and store it in ``folder``, whose lock the caller holds."""
+    weights, checkpoint, about = (folder / name for name in ("model.safetensors", "checkpoint.safetensors", "run.json"))
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        about.unlink(missing_ok=True)
+    for path in (weights, checkpoint, about):
+        sweep(path)
+    if checkpoint.is_file():
+        try:
+            training.deserialise(checkpoint)
+        except ValueError as error:
+            _replaced(error)
+            checkpoint.unlink()
+    # Before the clock starts: the model that the static set is made from has its own record.
+    parent = None
+    if run.static_eps is not None:
+        parent = train_or_load(run.clean, images=images, network=network, device=device)
+    first = run.seed + 1_000_000 * run.repeat
+    torch.manual_seed(first)
+    model = _build(run, train, run.weights, network)
+    started = time.perf_counter()
+    if run.spread is not None:
+        assert isinstance(model, Assimilated)  # the front that a spread needs
+        repaint_at_random(model, (x for x, _ in train.batches(64)), run.spread)
+    clean, validation = train, None
+    if run.recipe.patience is not None:
+        clean, validation = data.split(train, by=run.split_by, test=1 / 8, seed=run.seed)
+    examples: ImageSet | training.Examples = clean
+    if parent is not None and run.static_eps is not None:
+        examples = training.attacked(parent.model, clean, partial(attacks.fgsm, eps=run.static_eps))
+        if run.static == "mixed":
+            examples = training.together(clean, examples)
+        if run.static == "continued":
+            model.load_state_dict(parent.model.state_dict())
+    epochs = training.fit(
+        model,
+        examples,
+        run.recipe,
+        attack=run.adversary,
+        objective=run.objective,
+        validation=validation,
+        seed=first,
+        device=device,
+        checkpoint=checkpoint,
+    )
+    write(weights, training.serialise(model.state_dict(), {"key": folder.name}))
+    provenance = {
+        "key": folder.name,
+        "run": asdict(run),
+        "parent": parent.provenance["key"] if parent else None,
+        "data": {
+            "name": images.name,
+            "fingerprint": images.fingerprint,
+            "train": len(train),
+            "test": len(test),
+        },
+        "start": _start(run, network is not None),
+        "behaviour": behaviour(run, network is not None),
+        "epochs": epochs,
+        "seconds": round(time.perf_counter() - started, 1),
+        "dose": {},
+        **environment(device),
+    }
+    provenance = json.loads(json.dumps(provenance, default=_plain))
+    write(about, sealed(provenance))
+    checkpoint.unlink()
+    return model, provenance
 
 
 # Phantoms follow from these alone, and drawing them takes longer than training a small model on them for an epoch.

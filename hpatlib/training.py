@@ -3,6 +3,7 @@
 The sum of clean and adversarial loss is line 12 of Algorithm 1 without its impossible last term (L24).
 """
 
+import hashlib
 import json
 import math
 import operator
@@ -17,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -142,7 +143,7 @@ def fit(
     same weights. Each epoch is a function of the weights, the optimiser's state, ``seed`` and the epoch's number
     alone, so nothing else needs keeping. Raises ``ValueError`` for an empty data set, for labels that the model has no
     class for, for a patience without validation images, for an attack together with an objective, for a loss that is
-    not finite, and for a training in which nothing was learned (see ``_check_alive``).
+    not finite, for a damaged checkpoint, and for a training in which nothing was learned (see ``_check_alive``).
     """
     if len(data) == 0 or (validation is not None and len(validation) == 0):
         raise ValueError("the training set or the validation set is empty")
@@ -330,9 +331,8 @@ def _restore(
 ) -> list[dict[str, float]]:
     if not path.is_file():
         return []
-    with safe_open(path, framework="pt") as file:
-        rows = json.loads(file.metadata()["rows"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    tensors, told = deserialise(path)
+    rows = json.loads(told["rows"])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]  # as numbered
     state: dict[int, dict[str, Tensor]] = {}
     weights: dict[str, Tensor] = {}
@@ -352,6 +352,33 @@ def _restore(
     return rows
 
 
-def serialise(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """The bytes of a safetensors file holding ``tensors``, wherever they live."""
-    return safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+def serialise(tensors: dict[str, Tensor], told: dict[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file holding ``tensors``, wherever they live, what is ``told`` of them, and a checksum
+    of both.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    told = told or {}
+    return safetensors.torch.save(plain, told | {"checksum": _checksum(plain, told)})
+
+
+def deserialise(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What ``serialise`` made a file of. Raises ``ValueError`` where it is missing, or not what was written."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error})") from error
+    if (checksum := told.pop("checksum", None)) is None:
+        raise ValueError(f"{path} has no checksum: an earlier version stored it")
+    if checksum != _checksum(tensors, told):
+        raise ValueError(f"{path} is damaged: its content does not have the checksum that stands in it")
+    return tensors, told
+
+
+def _checksum(tensors: dict[str, Tensor], told: dict[str, str]) -> str:
+    digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

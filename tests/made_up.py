@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,7 +48,7 @@ def cells(
 
 def model(seed: int | None, **changed) -> Model:
     """A model, competent where not told otherwise."""
-    run = {"model": "resnet50", "weights": "imagenet", "dataset": "cnmc", "split_by": "patient"}
+    run = {"model": "resnet50", "weights": "imagenet", "dataset": "cnmc", "real": True, "split_by": "patient"}
     given = {"key": f"model-{seed}", "run": run, "seed": seed, "accuracy": 0.9, "trivial": 0.5, "test": 40} | changed
     return Model(**given)
 
@@ -85,6 +86,8 @@ def record(folder: Path, chapter: str, conditions: Sequence[str], right: Right, 
         changed["images"] = options.pop("images")
     rows, models = cells(conditions, right, **options)
     models = changed.pop("models", models)
+    if changed.get("data") == "phantom":
+        models = [msgspec.structs.replace(each, run={**each.run, "real": False}) for each in models]
     return records.save(header(chapter, conditions, models, **changed), rows, folder)
 
 

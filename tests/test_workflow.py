@@ -206,11 +206,13 @@ def book(workflow, tmp_path, monkeypatch):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
 
-    def staged() -> tuple[set[str], bool]:
+    def staged(finished: bool = True) -> tuple[set[str], bool]:
         for path in Path("_build/source").rglob("*"):
             os.utime(path, (0, 0))
         Path("_build/html").mkdir(parents=True, exist_ok=True)
         stage.main(Path("run"))
+        if finished:
+            os.replace("_build/frame.built.json", "_build/frame.json")
         written = [path for path in Path("_build/source").rglob("*") if path.is_file() and path.stat().st_mtime]
         return {path.relative_to("_build/source").as_posix() for path in written}, Path("_build/html").is_dir()
 
@@ -237,6 +239,12 @@ def test_what_other_pages_show_starts_the_book_anew(book):
         written, kept = book()
         assert len(written) == 1 and not kept, name
         assert book() == (set(), True)
+
+
+def test_what_a_build_that_was_killed_has_left_is_not_built_upon(book):
+    assert book(finished=False) == (set(), True)
+    assert book() == (set(), False)
+    assert book() == (set(), True)
 
 
 def test_a_page_that_is_gone_does_not_survive(book):
@@ -305,10 +313,12 @@ print(subprocess.run(["true"]).returncode)
 
 def test_kernels_are_forks_that_know_their_asker_and_do_without_a_server(tmp_path, monkeypatch):
     source, target = tmp_path / "chapter.md", tmp_path / "out" / "chapter.ipynb"
+    served = tmp_path / "served"
+    served.mkdir()
     source.write_text(CHAPTER)
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PATH", str(served))
     monkeypatch.setenv("MADE_UP", "mine")
-    command = [sys.executable, str(ROOT / "workflow/kernels.py"), "serve", str(tmp_path), "colorsys"]
+    command = [sys.executable, str(ROOT / "workflow/kernels.py"), "serve", str(served), "colorsys"]
     without = {name: value for name, value in os.environ.items() if name != "MADE_UP"}
 
     def printed() -> str:
@@ -316,13 +326,14 @@ def test_kernels_are_forks_that_know_their_asker_and_do_without_a_server(tmp_pat
         return "".join(json.loads(target.read_text())["cells"][-1]["outputs"][0]["text"])
 
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=without) as server:
-        while not (tmp_path / "kernels/python3/kernel.json").is_file():
+        while not (served / "kernels/python3/kernel.json").is_file():
             assert server.poll() is None
             time.sleep(0.05)
         assert printed() == f"True {tmp_path} mine False\n0\n"
         server.stdin.close()
         assert server.wait(60) == 0
-    assert printed() == f"False {tmp_path} mine False\n0\n"  # the specification is still there, and nobody behind it
+    assert not served.exists()
+    assert printed() == f"False {tmp_path} mine False\n0\n"
 
 
 # Figures and tables get numbers ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -63,7 +64,8 @@ def serve(folder: Path, modules: Iterable[str]) -> None:
                 become_kernel(connection)
                 return
             connection.close()
-    os._exit(0)  # there is nothing to put away
+    shutil.rmtree(folder, ignore_errors=True)  # whoever made it may have been killed
+    os._exit(0)
 
 
 def become_kernel(connection: socket.socket) -> None:

@@ -4,7 +4,8 @@ numbered, the pages that verdicts make, and the benchmarks.
 Usage: python workflow/stage.py FOLDER_OF_EXECUTED_CHAPTERS
 
 Only what changed is written, so that Sphinx reads only that again. Where a change may show on other pages too (a title,
-a label, which pages there are, the settings), what Sphinx built before is deleted, and so it starts anew.
+a label, which pages there are, the settings), or where the last build did not come to its end, what Sphinx built before
+is deleted, and so it starts anew. Whoever builds then moves `frame.built.json` to `frame.json`.
 """
 
 import json
@@ -93,10 +94,10 @@ def main(run: Path, build: Path = Path("_build")) -> None:
     source, kept = build / "source", build / "frame.json"
     files = staged(run)
     now = frame(files)
-    if not kept.is_file() or kept.read_text() != now:
-        kept.unlink(missing_ok=True)
+    if not kept.is_file() or kept.read_text("utf-8") != now:
         for folder in BUILT:
             shutil.rmtree(build / folder, ignore_errors=True)
+    kept.unlink(missing_ok=True)  # until a build of this has succeeded
     for path in [path for path in source.rglob("*") if path.is_file()]:
         if path.relative_to(source).as_posix() not in files:  # a page or chapter that is gone must not survive here
             path.unlink()
@@ -105,7 +106,7 @@ def main(run: Path, build: Path = Path("_build")) -> None:
         if not path.is_file() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    kept.write_text(now)
+    (build / "frame.built.json").write_text(now, "utf-8")
 
 
 if __name__ == "__main__":

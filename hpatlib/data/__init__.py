@@ -3,12 +3,15 @@
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from hpatlib._files import home, storing
 from hpatlib.data import brain_mri, busi, chest_ct, chest_xray, cnmc, medmnist, natural, photographs
-from hpatlib.data.images import ImageSet, Item, Source, cached, fingerprint, home
+from hpatlib.data.download import download, unpack
+from hpatlib.data.images import ImageSet, Item, Source, cached, fingerprint
 
 __all__ = ["SOURCES", "ImageSet", "Item", "Source", "even_count", "fetch", "load", "split", "status"]
 
@@ -152,9 +155,10 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
 def fetch(key: str, root: Path | str) -> Path:
     """Download the data set from Kaggle to `<root>/<key>`, a link to kagglehub's copy where links exist.
 
-    A data set that is one file elsewhere (MedMNIST's) goes to its folder as that file. Returns that folder; one that
-    is there already is left as it is. Raises RuntimeError when kagglehub is missing or the download fails, and
-    ValueError for sets that have no files, or no address to fetch them from.
+    A data set that is one file elsewhere (MedMNIST's, or an archive) goes to its folder as that file, or unpacked.
+    Returns that folder; one that is there already is left as it is, unless its one file cannot be read. Raises
+    RuntimeError when kagglehub is missing or the download fails, StorageError when it cannot be stored, and ValueError
+    for sets that have no files, or no address to fetch them from.
     """
     source = _source(key)
     target = Path(root).expanduser() / (source.folder or source.key)
@@ -166,6 +170,8 @@ def fetch(key: str, root: Path | str) -> Path:
     by_hand = f"or unpack https://www.kaggle.com/datasets/{source.kaggle} into {target}"
     if target.is_dir() and any(target.iterdir()):
         return target
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file, expected a folder or nothing: move it away.")
     try:
         import kagglehub
     except ImportError as error:
@@ -175,34 +181,38 @@ def fetch(key: str, root: Path | str) -> Path:
     except Exception as error:  # kagglehub passes on whatever its HTTP client raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
         raise RuntimeError(f"Fetching {source.kaggle} failed ({reason}): try again online, {by_hand}.") from error
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_symlink():  # to a copy that is gone
-        target.unlink()
-    elif target.is_dir():
-        target.rmdir()
-    try:
-        target.symlink_to(downloaded, target_is_directory=True)
-    except OSError:
-        beside = target.with_name(f"{key}.tmp")
-        shutil.copytree(downloaded, beside, dirs_exist_ok=True)
-        beside.rename(target)
+    with storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_symlink():  # to a copy that is gone
+            target.unlink()
+        elif target.is_dir():
+            target.rmdir()
+        try:
+            target.symlink_to(downloaded, target_is_directory=True)
+        except OSError:
+            beside = target.with_name(f"{key}.tmp")
+            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+            shutil.copytree(downloaded, beside)
+            beside.rename(target)
     return target
 
 
 def _fetch_file(source: Source, folder: Path) -> Path:
-    from urllib.request import urlretrieve
-
+    """The one file that a data set is; one that cannot be read is fetched again."""
+    with suppress(ValueError):
+        if any(find(folder) for find in source.parts.values()):
+            return folder
     file = folder / source.url.rsplit("/", 1)[1]
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"{file.name}.tmp")
-        try:
-            urlretrieve(source.url, beside)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            by_hand = f"try again online, or put it at {file}."
-            raise RuntimeError(f"Fetching {source.url} failed ({error}): {by_hand}") from error
-        beside.rename(file)
+    if source.arrange is None:
+        download(source.url, file, checksum=source.checksum)
+        return folder
+    archive = download(source.url, file.with_suffix(".zip"), checksum=source.checksum)
+    with storing(folder):
+        unpacked = folder / "unpacked"
+        shutil.rmtree(unpacked, ignore_errors=True)
+        source.arrange(unpack(archive, unpacked), folder)
+        shutil.rmtree(unpacked)
+        archive.unlink()
     return folder
 
 
@@ -218,7 +228,7 @@ def status(root: Path | str | None = None) -> list[dict]:
             try:
                 items = find(folder) if folder and folder.is_dir() else []
                 note = "" if items else _how(source)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 items, note = [], str(error)
             classes = {name: sum(item.label == n for item in items) for n, name in enumerate(source.classes)}
             row = {"key": key, "part": part, "images": len(items), "classes": classes, "folder": folder, "note": note}
@@ -240,7 +250,10 @@ def _folder(source: Source, root: Path | str | None) -> Path | None:
 def _found(source: Source, part: str, root: Path | str | None) -> tuple[Path, list[Item]]:
     """The folder of a data set and the files of this part in it; FileNotFoundError when there are none."""
     folder = _folder(source, root)
-    items = source.parts[part](folder) if folder and folder.is_dir() else []
+    try:
+        items = source.parts[part](folder) if folder and folder.is_dir() else []
+    except OSError as error:  # a closed folder somewhere in between
+        raise ValueError(f"{error.filename} cannot be read ({error.strerror}): allow it.") from error
     if not folder or not items:
         looked = f"no files of part {part!r} in {folder}" if folder else "HPAT_DATA is not set"
         raise FileNotFoundError(f"Real {source.title} images are missing: {looked}. {_how(source)}")

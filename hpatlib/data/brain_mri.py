@@ -11,7 +11,7 @@ its near-duplicates, mirrored ones included, stay together in a split. The publi
 from functools import partial
 from pathlib import Path
 
-from hpatlib.data.images import Item, Source, complete, find
+from hpatlib.data.images import Item, Source, find
 from hpatlib.data.section_phantoms import head
 
 KINDS = ("notumor", "glioma", "meningioma", "pituitary")
@@ -37,8 +37,7 @@ def slices(folder: Path, parts: tuple[str, ...] = ("Training", "Testing")) -> li
         for kind in KINDS
     }
     files = find(folder, wanted, title="brain MRI", suffixes=(".jpg", ".jpeg", ".png"))
-    items = [Item(path, int(path.parent.name != "notumor"), path.stem) for path, _ in files]
-    return complete(items, KINDS, title=f"Brain MRI under {folder}")
+    return [Item(path, int(path.parent.name != "notumor"), path.stem) for path, _ in files]
 
 
 SOURCE = Source(

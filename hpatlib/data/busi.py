@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpatlib.data.images import Item, Source, complete, find, listing
+from hpatlib.data.images import Item, Source, find, listing, opened
 from hpatlib.data.ultrasound_phantom import ultrasound, ultrasound_two_classes
 
 CLASSES = ("normal", "benign", "malignant")
@@ -36,7 +36,9 @@ def scans(folder: Path) -> list[Item]:
     """
     paths = [path for path, mask in _files(folder) if not mask and path.stem not in CONTRADICTED]
     items = [Item(path, CLASSES.index(path.parent.name), ALSO.get(path.stem, path.stem)) for path in paths]
-    return complete(items, CLASSES, title=f"BUSI under {folder}")
+    if items and (missing := [name for n, name in enumerate(CLASSES) if all(item.label != n for item in items)]):
+        raise ValueError(f"BUSI under {folder} has no images of {' and '.join(missing)}, only masks: unpack all of it.")
+    return items
 
 
 def two_classes(folder: Path) -> list[Item]:
@@ -63,11 +65,9 @@ def masks(folder: Path) -> dict[Path, list[Path]]:
 
 def lesion(paths: Sequence[Path]) -> np.ndarray:
     """The union of the masks of one image: bool [H, W], True inside a lesion. Raises ValueError when sizes differ."""
-    from PIL import Image
-
     drawn = []
     for path in paths:
-        with Image.open(path) as image:
+        with opened(path) as image:
             drawn.append(np.asarray(image.convert("L")) > 127)
     if len({mask.shape for mask in drawn}) != 1:
         sizes = [f"{path.name} {mask.shape}" for path, mask in zip(paths, drawn, strict=True)]

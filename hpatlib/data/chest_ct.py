@@ -12,7 +12,7 @@ ribs, cropped by missing ones; black borders above and below leave them with the
 
 from pathlib import Path
 
-from hpatlib.data.images import Item, Source, complete, find
+from hpatlib.data.images import Item, Source, find
 from hpatlib.data.section_phantoms import lung
 
 CASES = {"Normal": 0, "Bengin": 0, "Malignant": 1}
@@ -30,8 +30,7 @@ def slices(folder: Path) -> list[Item]:
     """
     wanted = {f"{case} cases": (rf"{case} case \(\d+\)", f"{case} case (12).jpg") for case in CASES}
     files = find(folder, wanted, title="chest CT", suffixes=(".jpg", ".jpeg", ".png"))
-    items = [Item(path, CASES[path.stem.split()[0]], path.stem) for path, _ in files]
-    return complete(items, list(wanted), title=f"Chest CT under {folder}")
+    return [Item(path, CASES[path.stem.split()[0]], path.stem) for path, _ in files]
 
 
 SOURCE = Source(

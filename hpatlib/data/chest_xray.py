@@ -11,7 +11,7 @@ than two pictures of one child), so it joins only what is the same picture.
 from functools import partial
 from pathlib import Path
 
-from hpatlib.data.images import Item, Source, complete, find
+from hpatlib.data.images import Item, Source, find
 from hpatlib.data.section_phantoms import chest
 
 CLASSES = ("NORMAL", "PNEUMONIA")
@@ -34,7 +34,7 @@ def radiographs(folder: Path, parts: tuple[str, ...] = ("train", "test", "val"))
     for path, match in files:
         counter = "test" if path.parts[-3] == "test" else "train"
         items.append(Item(path, CLASSES.index(path.parent.name), f"{counter} {match['who']}"))
-    return complete(items, CLASSES, title=f"Chest X-ray under {folder}")
+    return items
 
 
 SOURCE = Source(

@@ -15,7 +15,7 @@ import csv
 import re
 from pathlib import Path
 
-from hpatlib.data.images import Item, Source, is_image, listing
+from hpatlib.data.images import Item, Source, entries, is_image, listing
 from hpatlib.data.phantoms import cells
 
 CLASSES = ("hem", "all")
@@ -36,8 +36,8 @@ def subject(name: str) -> str:
 def training(folder: Path) -> list[Item]:
     """The files of the training folds under `folder`, none when there are no folds.
 
-    Raises ValueError that names the files whose name does not parse, contradicts its folder or occurs twice, and when
-    there is more than one copy of the data set.
+    Raises ValueError that names the files whose name does not parse, contradicts its folder or occurs twice, the
+    classes without an image in a fold, and when there is more than one copy of the data set.
     """
     tops = sorted({fold.parent for fold in _find(folder, "fold_*", deep=2)})
     if len(tops) > 1:
@@ -45,10 +45,9 @@ def training(folder: Path) -> list[Item]:
         raise ValueError(f"C-NMC stands more than once under {folder} ({found}): keep one copy, or cells count twice.")
     items, faults = [], []
     seen: dict[str, Path] = {}
-    for path in sorted(path for top in tops for path in top.glob("fold_*/*/*")):
+    folders = [fold / label for top in tops for fold in sorted(top.glob("fold_*")) for label in sorted(CLASSES)]
+    for path in [path for folder in folders for path in entries(folder) if is_image(path)]:
         label = path.parent.name
-        if label not in CLASSES or not is_image(path):
-            continue
         match = NAME.fullmatch(path.name)
         if not match:
             faults.append(f"{path}: expected a name like UID_H10_1_2_hem.bmp")
@@ -60,6 +59,9 @@ def training(folder: Path) -> list[Item]:
             items.append(Item(path, CLASSES.index(label), subject(match["patient"])))
     if faults:
         raise ValueError(listing(f"{len(faults)} C-NMC files contradict their names", faults))
+    have = {item.path.parent for item in items}
+    if missing := [str(folder) for folder in folders if folder not in have]:
+        raise ValueError(f"C-NMC has no images in {' and '.join(missing)}: unpack all of it.")
     return items
 
 
@@ -68,9 +70,12 @@ def preliminary_test(folder: Path) -> list[Item]:
 
     Raises ValueError that names every image without a label, label without an image and row that contradicts itself.
     """
-    folders = [path for path in _find(folder, PRELIMINARY, deep=3) if any(map(is_image, path.iterdir()))]
+    folders = [path for path in _find(folder, PRELIMINARY, deep=3) if any(map(is_image, entries(path)))]
     if not folders:
         return []
+    if len(folders) > 1:
+        found = ", ".join(map(str, folders))
+        raise ValueError(f"C-NMC's preliminary test set stands more than once ({found}): keep one copy.")
     top, table = folders[0], f"{PRELIMINARY}_labels.csv"
     tables = [path for path in (top / table, top.parent / table) if path.is_file()]
     if not tables:
@@ -81,7 +86,10 @@ def preliminary_test(folder: Path) -> list[Item]:
             raise ValueError(f"{tables[0]} lacks {sorted(missing)}: found the columns {reader.fieldnames}.")
         rows = list(reader)
     # By stem: a copy that was converted to .png keeps the table that says .bmp.
-    paths = {path.stem: path for path in sorted(top.iterdir()) if is_image(path)}
+    images = list(filter(is_image, entries(top)))
+    paths = {path.stem: path for path in images}
+    if twice := [str(path) for path in images if paths[path.stem] != path]:
+        raise ValueError(listing(f"{len(twice)} images of C-NMC's preliminary test set have a twin", twice))
     items, faults, labelled = [], [], set()
     for row in rows:
         cell, name, label = (row[column] for column in COLUMNS)

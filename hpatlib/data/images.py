@@ -10,16 +10,23 @@ import json
 import os
 import re
 import shutil
+import stat
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpatlib._files import alone, home, sealed, storing, unsealed, write
+
 if TYPE_CHECKING:  # listing or fetching data should not wait seconds for torch
+    import PIL.Image
     import torch
 
 DECODER = 3  # raise it whenever `decode` gives other pixels or `_grouped` other groups: it is part of every cache key
@@ -27,6 +34,8 @@ DECODER = 3  # raise it whenever `decode` gives other pixels or `_grouped` other
 # saved as RGB with three equal channels, so those are converted.
 READABLE = {"RGB": ("RGB",), "L": ("L", "RGB", "RGBA", "P")}
 SUFFIXES = {".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff"}  # of files that somebody may mean to be images
+FORMATS = ("BMP", "PNG", "JPEG", "TIFF")  # what they may be inside: Pillow would start Ghostscript for an EPS
+LEAST, MOST = 8, 100_000_000  # pixels of an image's shorter side, and of all of it: no medical image is beyond
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +198,9 @@ class Source:
     run through the patients, and `mirror` for one image and another that is mirrored, upside down, or both.
     `pad`: black borders make a picture square before it is resized (otherwise it is stretched). `each`: images of each
     class in the document that uses the set (None: all). For sets that are not loose image files at Kaggle: `folder`
-    under the root when it is not the key, `url` of the one file, `decode` in place of the function below.
+    under the root when it is not the key, `url` of the one file and its `checksum` ("md5:…"), `arrange`, called as
+    `arrange(unpacked, folder)`, where that file is a zip to be made into the folder, `decode` in place of the function
+    below.
     """
 
     key: str
@@ -211,18 +222,12 @@ class Source:
     each: int | None = None
     folder: str = ""
     url: str = ""
+    checksum: str = ""
+    arrange: Callable[[Path, Path], None] | None = None
     decode: Callable[..., np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.title)
-
-
-def home() -> Path:
-    """The folder for what the library keeps: $HPAT_HOME, else runs/ of the checkout, else ~/.cache/hpatlib."""
-    if chosen := os.environ.get("HPAT_HOME"):
-        return Path(chosen).expanduser()
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout / "runs" if (checkout / "pyproject.toml").is_file() else Path.home() / ".cache" / "hpatlib"
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> str:
@@ -241,9 +246,10 @@ def find(
 
     `wanted` maps folders, below `folder` or one folder further down, to the pattern that the names in them match (less
     the suffix, one of `suffixes`) and to an example. Raises ValueError that names the files whose name does not fit or
-    occurs twice, and when there is more than one copy of the data set.
+    occurs twice, the folders without an image in a part (such as "Training" of "Training/glioma") that is there, and
+    when there is more than one copy of the data set.
     """
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    below = [path for path in entries(folder) if path.is_dir()]
     tops = [top for top in (folder, *below) if any((top / name).is_dir() for name in wanted)]
     if len(tops) > 1:
         found = ", ".join(map(str, tops))
@@ -254,7 +260,7 @@ def find(
     seen: dict[Path, Path] = {}
     for top in tops:
         for name, (pattern, example) in wanted.items():
-            for path in sorted(filter(is_image, (top / name).glob("*")), key=_by_number):
+            for path in sorted(filter(is_image, entries(top / name)), key=_by_number):
                 match = re.fullmatch(pattern, path.stem)
                 if not match or path.suffix.lower() not in suffixes:
                     faults.append(f"{path}: expected a name like {example}")
@@ -264,17 +270,33 @@ def find(
                     files.append((path, match))
     if faults:
         raise ValueError(listing(f"{len(faults)} {title} files contradict their names", faults))
+    for top in tops:  # a part of the set, such as its training images, is there with all its folders or not at all
+        parts = {name.rpartition("/")[0] for name in wanted if (top / name).is_dir()}
+        due = [top / name for name in wanted if name.rpartition("/")[0] in parts]
+        have = {path.parent for path, _ in files}
+        if missing := [str(folder) for folder in due if folder not in have]:
+            raise ValueError(f"{title} has no images in {' and '.join(missing)}: unpack all of it.")
     return files
+
+
+def entries(folder: Path) -> list[Path]:
+    """What stands in `folder`, by name; nothing where there is no such folder. Raises ValueError where it is closed."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read ({error.strerror}): allow it, or take the folder away.") from error
 
 
 def _by_class(folder: Path, classes: Sequence[str] | None) -> tuple[list[Item], tuple[str, ...]]:
     """The images in the class folders below `folder`, and the names of the classes."""
-    there = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    there = [path.name for path in entries(folder) if path.is_dir() and not path.name.startswith((".", "__"))]
     named = tuple(there if classes is None else classes)
     faults = [f"{folder / name}: named more than once" for name in dict.fromkeys(named) if named.count(name) > 1]
     items = []
     for label, name in enumerate(named):
-        files = sorted(filter(is_image, (folder / name).glob("*")), key=_by_number)
+        files = sorted(filter(is_image, entries(folder / name)), key=_by_number)
         if not files:
             faults.append(f"{folder / name}: {'no image in it' if name in there else 'no such folder'}")
         items += [Item(path, label, f"{name}/{path.name}") for path in files]
@@ -283,15 +305,6 @@ def _by_class(folder: Path, classes: Sequence[str] | None) -> tuple[list[Item], 
     if faults:
         raise ValueError(listing(f"{len(faults)} faults in the class folders of {folder.name}", faults))
     return items, named
-
-
-def complete(items: list[Item], folders: Sequence[str], *, title: str) -> list[Item]:
-    """`items`, if there are none or some from a folder of each of these names; ValueError that names the others."""
-    found = {item.path.parent.name for item in items}
-    missing = [name for name in folders if name not in found]
-    if items and missing:
-        raise ValueError(f"{title} has no images of {' and '.join(missing)}: unpack all of it.")
-    return items
 
 
 def is_image(path: Path) -> bool:
@@ -308,7 +321,8 @@ def decode(
 ) -> np.ndarray:
     """Read the files of `items` as uint8 [N, C, size, size], after cropping the central `crop` pixels or padding.
 
-    Raises one ValueError that names the files that are unreadable, truncated, of the wrong mode or smaller than `crop`.
+    Raises one ValueError that names the files that are unreadable, truncated, of the wrong mode or smaller than `crop`,
+    and those that `opened` refuses.
     """
     from PIL import Image
     from tqdm import tqdm
@@ -317,13 +331,13 @@ def decode(
 
     def read(n: int) -> str | None:
         try:
-            with Image.open(items[n].path) as opened:
-                opened.load()
-                if opened.mode not in READABLE[mode]:
-                    return f"mode {opened.mode}, expected {' or '.join(READABLE[mode])}"
-                if crop and min(opened.size) < crop:
-                    return f"{opened.width}×{opened.height} pixels, expected at least {crop}×{crop}"
-                image = opened.convert(mode)
+            with opened(items[n].path) as found:
+                found.load()
+                if found.mode not in READABLE[mode]:
+                    return f"mode {found.mode}, expected {' or '.join(READABLE[mode])}"
+                if crop and min(found.size) < crop:
+                    return f"{found.width}×{found.height} pixels, expected at least {crop}×{crop}"
+                image: Image.Image = found.convert(mode)
                 if crop:
                     left, top = (image.width - crop) // 2, (image.height - crop) // 2
                     image = image.crop((left, top, left + crop, top + crop))
@@ -335,7 +349,9 @@ def decode(
                 # Bicubic with Pillow's antialiasing: what the pretrained backbones were fed with.
                 pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
                 images[n] = pixels.reshape(size, size, -1).transpose(2, 0, 1)
-        except Exception as error:
+        except Unusable as error:
+            return str(error)
+        except Exception as error:  # Pillow raises what it likes
             return f"unreadable ({error})"
         return None
 
@@ -348,6 +364,38 @@ def decode(
     return images
 
 
+class Unusable(ValueError):
+    """An image file that is none, or none that we take: what was found and expected, without its path."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[PIL.Image.Image]:
+    """The image in a regular file, its pixels not yet read.
+
+    Raises `Unusable` for pipes, devices and folders (which may hold up whoever opens them), for formats other than
+    `FORMATS`, for several frames, and for sizes outside `LEAST` and `MOST`; OSError for a file that cannot be opened.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise Unusable("a pipe, device or folder, expected a file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+        try:
+            image = Image.open(path, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise Unusable(f"more than {MOST:,} pixels ({error})") from error
+        except UnidentifiedImageError as error:
+            raise Unusable(f"unreadable as {', '.join(FORMATS)}") from error
+    with image:
+        if min(image.size) < LEAST or image.width * image.height > MOST:
+            found = f"{image.width}×{image.height} pixels"
+            raise Unusable(f"{found}, expected at least {LEAST} a side and at most {MOST:,} in all")
+        if (frames := getattr(image, "n_frames", 1)) != 1:
+            raise Unusable(f"{frames} frames, expected one: save the one that is meant as a file of its own")
+        yield image
+
+
 def listing(title: str, faults: Sequence[str]) -> str:
     """An error message for the faults of many files at once."""
     lines = [f"{title}:", *faults[:20], *([f"… and {len(faults) - 20} more"] if len(faults) > 20 else [])]
@@ -358,24 +406,23 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
     """The decoded `items`, memory-mapped from `cache`; decoded now if these files have not been seen at this size.
 
     An entry is either whole or absent, and of two processes that want the same one, one decodes and the other waits.
+    One that is damaged is decoded anew, with a warning. Raises `StorageError` where the cache cannot be written.
     """
-    from filelock import FileLock
-
     names = [item.path.relative_to(folder).as_posix() for item in items]
     files = [(name, item.label, item.group, *_stamp(item.path)) for name, item in zip(names, items, strict=True)]
     decided_by = [source.key, part, source.crop, size, source.mode, source.near, DECODER, files]
     decided_by += [f"{name}={value}" for name in ("follow", "mirror", "pad") if (value := getattr(source, name))]
     key = hashlib.blake2b(json.dumps(decided_by).encode(), digest_size=8).hexdigest()
     entry = Path(cache).expanduser() / f"{source.key}-{part}-{size}px-{key}"
-    if not entry.is_dir():
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{entry}.lock"):
-            if not entry.is_dir():
+    # Without the lock first: the folder may be one to read from alone, and nobody changes an entry that is whole.
+    if (about := _entry(entry, warn=entry.is_dir())) is None:
+        with alone(entry, locks=entry.parent / "locks"):
+            if (about := _entry(entry, warn=False)) is None:
                 images = _decoded(source, items, size=size, mode=source.mode)
                 about = {"names": names, "labels": [i.label for i in items], "groups": _grouped(source, items)}
                 about["fingerprint"] = fingerprint(images, np.array(about["labels"]), np.array(about["groups"]))
-                _write(entry, images, about)
-    about = json.loads((entry / "about.json").read_text("utf-8"))
+                with storing(entry):
+                    _write(entry, images, about)
     ids = names if len(set(names)) == len(names) else [f"{name}/{n}" for n, name in enumerate(names)]  # one file a set
     return ImageSet(
         name=source.key if part == next(iter(source.parts)) else f"{source.key}-{part}",
@@ -387,6 +434,34 @@ def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, si
         fingerprint=about["fingerprint"],
         ids=np.array(ids),
     )
+
+
+def _entry(entry: Path, *, warn: bool) -> dict | None:
+    """What is known about the images in a cache entry; None where it is absent, or damaged (and then says so)."""
+    pixels = entry / "images.npy"
+    try:
+        state = pixels.stat()
+        return _verified(entry, state.st_size, state.st_mtime_ns)
+    except (OSError, ValueError) as error:
+        if warn:
+            warnings.warn(f"the decoded images in {entry} are damaged, and are decoded anew ({error})", stacklevel=4)
+        return None
+
+
+@lru_cache(maxsize=64)
+def _verified(entry: Path, size: int, modified: int) -> dict:
+    """`about.json` of an entry whose pixels, labels and groups have its fingerprint; once a process for each state.
+
+    Raises ValueError or OSError for any other.
+    """
+    about = unsealed(entry / "about.json")
+    images = np.load(entry / "images.npy", mmap_mode="r")
+    if not len(about["names"]) == len(about["labels"]) == len(about["groups"]) == len(images):
+        raise ValueError("there are not as many images as names")
+    found = fingerprint(images, np.array(about["labels"]), np.array(about["groups"]))
+    if found != about["fingerprint"]:
+        raise ValueError(f"their fingerprint is {found}, and was {about['fingerprint']}")
+    return about
 
 
 def _grouped(source: Source, items: Sequence[Item]) -> list[str]:
@@ -437,13 +512,12 @@ def _write(entry: Path, images: np.ndarray, about: dict) -> None:
     """Write beside, flush to the disk, rename: called under the entry's lock, so a leftover is a dead process's."""
     beside = entry.with_name(f"{entry.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
+    beside.mkdir(parents=True)
     with open(beside / "images.npy", "wb") as file:
         np.save(file, images)
         file.flush()
         os.fsync(file.fileno())
-    with open(beside / "about.json", "w", encoding="utf-8") as file:
-        json.dump(about, file)
-        file.flush()
-        os.fsync(file.fileno())
+    write(beside / "about.json", sealed(about))
+    if entry.exists():  # damaged
+        shutil.rmtree(entry)
     os.rename(beside, entry)

@@ -54,7 +54,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels.ravel().astype(np.int64)
 
 
-def _source(key: str, *, positive: int, of: Source, doi: str, **fields) -> Source:
+def _source(key: str, *, positive: int, of: Source, doi: str, md5: str, **fields) -> Source:
     name = f"{key}.npz"
     return Source(
         key=key,
@@ -66,6 +66,7 @@ def _source(key: str, *, positive: int, of: Source, doi: str, **fields) -> Sourc
         folder="medmnist",
         decode=pixels,
         url=f"https://zenodo.org/records/10519652/files/{name}",
+        checksum=f"md5:{md5}",
         **fields,
     )
 
@@ -78,6 +79,7 @@ BREAST = _source(
     positive=0,
     of=busi.SOURCE,
     doi="10.1016/j.dib.2019.104863",
+    md5="750601b1f35ba3300ea97c75c52ff8f6",
 )
 PNEUMONIA = _source(
     "pneumoniamnist",
@@ -87,4 +89,5 @@ PNEUMONIA = _source(
     positive=1,
     of=chest_xray.SOURCE,
     doi="10.17632/rscbjbr9sj.2",
+    md5="28209eda62fecd6e6a2d98b1501bb15f",
 )
