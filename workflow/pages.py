@@ -399,6 +399,29 @@ def undecided(judged: Sequence[Judgement]) -> str:
     return table(["claim", "verdict", "why"], rows, "None so far.")
 
 
+def llms(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) -> str:
+    """The book for readers that are programs: what it answers, and where, as ``llms.txt`` has it."""
+    lines = [
+        "# The HPAT companion",
+        "",
+        "> Three documents on adversarial robustness in medical imaging: does it hold?",
+    ]
+    for document, judged in ledger.items():
+        lines += ["", f"## {short(document)}", "", f"{documents.about(document)['title']}. {sentence(judged)}", ""]
+        lines.append(f"- [Summary](book/summary_{document}.html)")
+        for name in dict.fromkeys(j.claim.chapter for j in judged if j.claim.chapter):
+            told = answers.tally([j for j in judged if j.claim.chapter == name])
+            lines.append(f"- [{names[name]}](notebooks/{name}.html): {told}")
+    lines += [
+        "",
+        "## Reference",
+        "",
+        "- [All claims](book/claims.html)",
+        "- [What the evidence is](book/evidence.html)",
+    ]
+    return "\n".join([*lines, "- [How to reproduce](book/reproduce.html)", "- [Library](book/api.html)", ""])
+
+
 def made(notebooks: Path) -> dict[str, bytes]:
     """Path below the book's source → content, of all that verdicts decide."""
     ledger = {document: claims.judge(document) for document in documents.names()}
@@ -418,5 +441,6 @@ def made(notebooks: Path) -> dict[str, bytes]:
     for document, judged in ledger.items():
         texts[f"{document}_answer"] = f"{sentence(judged)}\n{scope(judged)}"
         texts |= {f"{document}_{kind}": text for kind, text in summary(judged).items()}
+    texts["llms"] = llms(ledger, names)
     files = {f"book/made/{name}.txt": text.encode() for name, text in texts.items()}
     return files | {"book/claims.md": page(ledger, names).encode()}
