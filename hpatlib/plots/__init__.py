@@ -3,6 +3,7 @@
 A document's own figures stand in its folder; nothing here knows a document, and nothing here runs a model.
 """
 
-from hpatlib.plots.base import Figure, Table, panels, stamp, verdicts
+from hpatlib.plots.base import Figure, Table, stamp, verdicts
+from hpatlib.plots.charts import panels
 
 __all__ = ["Figure", "Table", "panels", "stamp", "verdicts"]
