@@ -73,7 +73,7 @@ def _source(key: str, *, positive: int, of: Source, doi: str, **fields) -> Sourc
 BREAST = _source(
     "breastmnist",
     title="BreastMNIST",
-    colour="#88CCEE",
+    colour="#3D9BD9",
     classes=("not malignant", "malignant"),
     positive=0,
     of=busi.SOURCE,
@@ -82,7 +82,7 @@ BREAST = _source(
 PNEUMONIA = _source(
     "pneumoniamnist",
     title="PneumoniaMNIST",
-    colour="#44AA99",
+    colour="#009E73",
     classes=chest_xray.SOURCE.classes,
     positive=1,
     of=chest_xray.SOURCE,

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from hpatlib.plots import base
@@ -40,6 +40,8 @@ DASHES = (
     "--",
 )
 GREY = "#777777"
+BOLD = 1.6  # the usual width of a line; thinner ones stand in the background
+LABEL = "label of the upright axis"  # finds that text again
 
 
 class Style(NamedTuple):
@@ -49,7 +51,7 @@ class Style(NamedTuple):
     colour: str
     marker: str = "o"
     line: str | tuple = "-"
-    width: float = 1.6
+    width: float = BOLD
     hollow: bool = False
 
 
@@ -66,7 +68,8 @@ class Panel:
     """One chart: what draws it (axes, narrow → the line ends to label), the rows drawn, and the words around it.
 
     ``height``: inches of the whole panel, in a wide and in a narrow drawing; ``keys``: what a legend must explain;
-    ``percent``: the axis that shows shares in per cent, "x" or "y"; ``axes``: settings of the axes.
+    ``percent``: the axis that shows shares in per cent, "x" or "y"; ``axes``: settings of the axes;
+    ``whole``: it has a row of its own.
     """
 
     draw: Callable[[Axes, bool], Sequence[End]]
@@ -78,6 +81,7 @@ class Panel:
     ylabel: str = ""
     percent: str = ""
     axes: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = False
 
 
 def styles(names: Sequence[str], labels: Mapping[str, str] | None = None) -> dict[str, Style]:
@@ -101,12 +105,14 @@ def curves(
     *,
     ticks: Sequence[float] | None = None,
     ends: bool = True,
+    bands: bool = True,
+    line: float | None = None,
     height: tuple[float, float] = (2.5, 2.5),
     **words: Any,
 ) -> Panel:
     """A line a value of ``by`` over the column ``x``: numbers with bands, or categories in their order with whiskers.
 
-    ``ends``: label the lines where they end, instead of a legend. On a logarithmic axis a zero stands one step left of
+    ``ends``: label the lines where they end, instead of a legend; ``bands``: draw the intervals. On a logarithmic axis a zero stands one step left of
     the smallest number.
     """
     numeric = pd.api.types.is_numeric_dtype(table[x])
@@ -123,25 +129,30 @@ def curves(
 
     def draw(axis: Axes, narrow: bool) -> list[End]:
         found = []
+        if line is not None:
+            axis.axhline(line, color=INK, lw=0.9, ls=(0, (4, 2)), alpha=0.7, zorder=1)
         for number, name in enumerate(present):
             rows, look = table[table[by] == name], looks[name]
             at, value, low, high = place(rows[x]), *(rows[c].to_numpy(float) for c in ("value", "low", "high"))
-            line = {"color": look.colour, "ls": look.line, "lw": look.width}
+            drawn = {"color": look.colour, "ls": look.line, "lw": look.width}
             if numeric and len(rows) > 12:
-                axis.plot(at, value, **line)
+                axis.plot(at, value, **drawn)
             else:
                 shift = 0 if numeric else 0.06 * (number - (len(present) - 1) / 2)  # side by side, not on top
                 at = at + shift
-                axis.plot(at, value, marker=look.marker, mfc="none" if look.hollow else look.colour, ms=4, **line)
-            if not numeric or look.line == "none":
-                axis.vlines(at, low, high, color=look.colour, lw=0.9)
+                mark = look.marker if look.width > 0.8 else ""
+                axis.plot(at, value, marker=mark, mfc="none" if look.hollow else look.colour, ms=4, **drawn)
+            if not bands or look.width < BOLD:
+                pass
+            elif not numeric or look.line == "none":
+                axis.vlines(at, low, high, color=look.colour, lw=0.8, alpha=0.7)
             else:
                 axis.fill_between(at, low, high, alpha=0.13, lw=0, color=look.colour)
-            if ends:
+            if ends and look.label:
                 known = np.flatnonzero(np.isfinite(value))[-1]
                 found.append(End(at[known], value[known], look))
         if not log_y:
-            axis.set_ylim(*_view(table))
+            axis.set_ylim(*_view(table if bands else table.assign(low=table["value"], high=table["value"])))
         if not numeric:
             axis.set_xticks(range(len(order)), [str(each) for each in order])
         elif ticks is not None:
@@ -204,7 +215,7 @@ def dots(
             axis.plot(shown["value"], at, look.marker, color=look.colour, ms=5.5, zorder=4)
             if each is not None and len(small := each[each[column] == name]):
                 above = place(small, name) - (0.3 * step if by else 0.26)
-                axis.plot(small["value"], above, ".", color=look.colour, ms=3, mew=0, alpha=0.7, zorder=2)
+                axis.plot(small["value"], above, "o", color=look.colour, ms=2.2, mew=0, alpha=0.7, zorder=2)
         wrapped = [_wrap(name, 16 if narrow else 26) for name in called]
         axis.set_yticks(range(len(order)), wrapped)
         axis.set_ylim(len(order) - 0.45, -0.55)
@@ -277,7 +288,9 @@ def matrix(table: pd.DataFrame, rows: str, columns: str, by: str, looks: Mapping
             shown = table[table[by] == name]
             at = [across.index(value) for value in shown[columns]], [down.index(value) for value in shown[rows]]
             axis.plot(*at, look.marker, color=look.colour, mfc="none" if look.hollow else look.colour, ms=8)
-        axis.set_xticks(range(len(across)), [_wrap(str(name), 8 if narrow else 13) for name in across])
+        axis.set_xticks(range(len(across)), [""] * len(across))
+        for number, name in enumerate(across):
+            _words(axis, number, -0.5, _wrap(str(name), 8 if narrow else 13), 1, ha="center")
         axis.set_yticks(range(len(down)), [_wrap(str(name), 16 if narrow else 26) for name in down])
         axis.set(xlim=(-0.5, len(across) - 0.5), ylim=(len(down) - 0.5, -0.5))
         axis.xaxis.tick_top()
@@ -344,12 +357,12 @@ def strip(
                 if marks is not None:
                     marks(axis, i, j, extent)
                 if notes is not None and notes[i][j]:
-                    axis.text(extent[0] + 0.5, extent[3] - 0.03, notes[i][j], ha="center", va="bottom", fontsize=7.5)
+                    _words(axis, extent[0] + 0.5, extent[3], notes[i][j], 1, ha="center", fontsize=7.5)
         width = int(_cell_width(narrow, len(across)) / CHARACTER)
         for b, name in enumerate(across):
-            axis.text(b * pitch + 0.5, -0.05, _wrap(name, width), ha="center", va="bottom", fontweight="bold")
+            _words(axis, b * pitch + 0.5, 0, _wrap(name, width), 1, ha="center", fontweight="bold")
         for a, name in enumerate(down):
-            axis.text(-0.05, a * high + head + 0.5, _wrap(name, 12), ha="right", va="center")
+            _words(axis, -0.05, a * high + head + 0.5, _wrap(name, 12), ha="right")
         axis.set(xlim=(0, len(across) * pitch), ylim=(len(down) * high, 0), aspect="equal")
         axis.axis("off")
         return []
@@ -358,7 +371,7 @@ def strip(
         down, across = (len(columns), len(rows)) if narrow and len(columns) > 4 else (len(rows), len(columns))
         return down * (1.06 + head) * _cell_width(narrow, across) / 1.06 + 0.45
 
-    return Panel(draw, data, (tall(False), tall(True)), **words)
+    return Panel(draw, data, (tall(False), tall(True)), whole=True, **words)
 
 
 def _cell_width(narrow: bool, count: int) -> float:
@@ -373,19 +386,21 @@ def chain(boxes: pd.DataFrame) -> Panel:
     def draw(axis: Axes, narrow: bool) -> list[End]:
         for number, words in enumerate(boxes.astype(str).itertuples(index=False, name=None)):
             at = (number + 0.5) / count
-            lines = _wrap("\n".join(words), 40 if narrow else int(WIDE / count / CHARACTER) - 3)
-            box = {"boxstyle": "round,pad=0.4", "facecolor": "none", "edgecolor": PAINT[0]}
-            middle = (0.5, 1 - at) if narrow else (at, 0.5)
-            axis.text(*middle, lines, ha="center", va="center", fontsize=7.5, bbox=box)
+            width = 40 if narrow else int(WIDE / count / CHARACTER) - 2
+            lines, middle = _wrap("\n".join(words), width), (0.5, 1 - at) if narrow else (at, 0.5)
+            half = (0.3, 0.36 / count) if narrow else (0.5 / count - 0.014, 0.42)
+            corner = (middle[0] - half[0], middle[1] - half[1])
+            axis.add_patch(plt.Rectangle(corner, 2 * half[0], 2 * half[1], fill=False, ec=PAINT[0]))
+            _words(axis, *middle, lines, ha="center", fontsize=7.5)
             if number:
                 edge = number / count
-                ends = [(0.5, 1 - edge - d) if narrow else (edge + d, 0.5) for d in (0.015, -0.015)]
-                axis.annotate("", *ends, arrowprops={"arrowstyle": "->", "color": INK})
+                ends = [(0.5, 1 - edge - d) if narrow else (edge + d, 0.5) for d in (0.014, -0.014)]
+                axis.annotate("", ends[0], ends[1], arrowprops={"arrowstyle": "->", "color": INK})
         axis.set(xlim=(0, 1), ylim=(0, 1))
         axis.axis("off")
         return []
 
-    return Panel(draw, boxes, (0.9, 0.55 * count))
+    return Panel(draw, boxes, (0.9, 0.55 * count), whole=True)
 
 
 def figure(
@@ -403,18 +418,23 @@ def figure(
     ``share``: the axes that all panels have in common: "x", "y" or "xy". Whatever lines are not labelled at their ends
     has one legend above. ``record``: what the caption says at its end, and the name where it is of phantoms.
     """
-    titled = len(shown) > 1
-    parts = [p.data.assign(panel=p.title.replace("\n", " ")) if titled and p.title else p.data for p in shown]
-    data = pd.concat(parts, ignore_index=True)
-    if "panel" in data:
-        data.insert(0, "panel", data.pop("panel"))
+    parts = [p.data if len(shown) == 1 else _called(p) for p in shown]
 
     def draw(narrow: bool) -> Canvas:
         with plt.style.context(STYLE):
             return _arranged(shown, 1 if narrow else min(columns, len(shown)), share, narrow)
 
     end = "" if record is None else f" {base.label(record)}."
-    return Figure(draw, data, caption + end, alt, base.named(name, *([record] if record else [])))
+    return Figure(
+        draw, pd.concat(parts, ignore_index=True), caption + end, alt, base.named(name, *([record] if record else []))
+    )
+
+
+def _called(panel: Panel) -> pd.DataFrame:
+    """The rows of a panel, which say of which one they are."""
+    data, words = panel.data.copy(), (panel.title, panel.ylabel or panel.xlabel)
+    data.insert(0, "panel", ": ".join(filter(None, words)).replace("\n", " "))
+    return data
 
 
 def panels(images: Mapping[str, np.ndarray], titles: Sequence[str], record: Record) -> Figure:
@@ -432,43 +452,57 @@ def panels(images: Mapping[str, np.ndarray], titles: Sequence[str], record: Reco
 
 
 def _arranged(shown: Sequence[Panel], columns: int, share: str, narrow: bool) -> Canvas:
-    """The canvas of a figure: panels in a grid, words and ticks around them, labels at the ends of lines."""
-    width, lines = NARROW if narrow else WIDE, -(-len(shown) // columns)
-    heights = [max(p.height[narrow] for p in shown[k * columns : (k + 1) * columns]) for k in range(lines)]
+    """The canvas of a figure: panels in rows, words and ticks around them, labels at the ends of lines."""
+    width, rows = NARROW if narrow else WIDE, _in_rows(shown, columns)
+    heights = [max(panel.height[narrow] for panel in row) for row in rows]
     keys = list(dict.fromkeys(key for panel in shown for key in panel.keys))
     room = max((len(key.label) for key in keys), default=1) * CHARACTER + 0.55
     beside = max(1, min(len(keys), int(width / room)))
-    above = 0.18 * -(-len(keys) // beside) + 0.1 if keys else 0.0
-    canvas = plt.figure(figsize=(width, sum(heights) + above))
-    heights[0] += above
-    rows = canvas.subfigures(lines, 1, height_ratios=heights, squeeze=False)[:, 0]
-    grid = [axis for row in rows for axis in row.subplots(1, columns, squeeze=False)[0]]
-    ends, raised = [], []
-    for number, (axis, panel) in enumerate(zip(grid, shown, strict=False)):
-        axis.set(**{key: value for key, value in panel.axes.items() if key.endswith("scale")})
-        ends.append(panel.draw(axis, narrow))
-        axis.set(**{key: value for key, value in panel.axes.items() if not key.endswith("scale")})
-        _scales(axis, panel)
-        inner, last = "y" in share and number % columns, "x" not in share or number + columns >= len(shown)
-        axis.set_xlabel(panel.xlabel if last else "")
-        axis.tick_params(labelleft=not inner, **({} if last else {"labelbottom": False}))
-        raised.append(
-            (_wrap(panel.title, int((width / columns - 0.3) / CHARACTER / 1.2)), "" if inner else panel.ylabel)
-        )
-    for axis in grid[len(shown) :]:
-        axis.set_visible(False)
+    heights[0] += 0.18 * -(-len(keys) // beside) + 0.1 if keys else 0.0
+    canvas = plt.figure(figsize=(width, sum(heights)))
+    parts = canvas.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+    drawn: list[tuple[Axes, Sequence[End]]] = []
+    for number, (row, part) in enumerate(zip(rows, parts, strict=True)):
+        count = columns if len(row) > 1 or number else len(row)
+        count = 1 if row[0].whole else max(count, len(row))
+        deep = max(panel.ylabel.count("\n") + 1 if panel.ylabel else 0 for panel in row)
+        cells = part.subplots(1, count, squeeze=False)[0]
+        for column, (axis, panel) in enumerate(zip(cells, row, strict=False)):
+            axis.set(**{key: value for key, value in panel.axes.items() if key.endswith("scale")})
+            drawn.append((axis, panel.draw(axis, narrow)))
+            axis.set(**{key: value for key, value in panel.axes.items() if not key.endswith("scale")})
+            _scales(axis, panel)
+            last = "x" not in share or number == len(rows) - 1 or column >= len(rows[number + 1])
+            axis.set_xlabel(panel.xlabel if last else "")
+            if not last:
+                axis.tick_params(labelbottom=False)
+            title = _wrap(panel.title, int((width / count - 0.3) / CHARACTER / 1.2))
+            for text, up, weight in (
+                ("" if "y" in share and column else panel.ylabel, 4, "normal"),
+                (title, 4 + (8 * LINE * deep + 2 if deep else 0), "bold"),
+            ):
+                spot: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+                axis.annotate(text, (0, 1), (0, up), gid=LABEL, weight=weight, **spot)
+            axis.tick_params(labelleft="y" not in share or not column)
+        for axis in cells[len(row) :]:
+            axis.set_visible(False)
     for name in share:
-        _common(grid[: len(shown)], name)
-    for number, (axis, (title, label)) in enumerate(zip(grid, raised, strict=False)):
-        first = number - number % columns
-        deep = max(label.count("\n") + 1 if label else 0 for _, label in raised[first : first + columns])
-        axis.set_title(title, pad=4 + (8 * LINE * deep + 2 if deep else 0))
-        axis.annotate(label, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", va="bottom")
+        _common([axis for axis, _ in drawn], name)
     if keys:
         handles = [_handle(key) for key in keys]
-        rows[0].legend(handles=handles, loc="outside upper left", ncols=beside, borderpad=0.1, columnspacing=1.2)
-    _settled(canvas, list(zip(grid, ends, strict=False)))
+        parts[0].legend(handles=handles, loc="outside upper left", ncols=beside, borderpad=0.1, columnspacing=1.2)
+    _settled(canvas, drawn)
     return canvas
+
+
+def _in_rows(shown: Sequence[Panel], columns: int) -> list[list[Panel]]:
+    """Panels in rows of at most ``columns``; one that is whole has a row of its own."""
+    rows: list[list[Panel]] = []
+    for panel in shown:
+        if panel.whole or not rows or rows[-1][0].whole or len(rows[-1]) == columns:
+            rows.append([])
+        rows[-1].append(panel)
+    return rows
 
 
 def _common(axes: Sequence[Axes], name: str) -> None:
@@ -504,7 +538,7 @@ def _scales(axis: Axes, panel: Panel) -> None:
 
 def _fixed(axis: Any) -> bool:
     """Whether somebody has said what stands at the ticks."""
-    return type(axis.get_major_formatter()).__name__ == "FixedFormatter"
+    return isinstance(axis.get_major_locator(), FixedLocator)
 
 
 def _settled(canvas: Canvas, ends: Sequence[tuple[Axes, Sequence[End]]]) -> None:
@@ -525,10 +559,14 @@ def _settled(canvas: Canvas, ends: Sequence[tuple[Axes, Sequence[End]]]) -> None
         box = axis.get_window_extent()
         names = axis.yaxis.get_tightbbox()
         left = min(0.0, names.x0 - box.x0) if names and axis.axison else 0.0
-        axis.title.set_x(left / box.width)
-        axis._left_title.set_x(left / box.width)
-        for text in axis.texts[:1]:
-            text.set_position((left / scale, 4))
+        for text in (text for text in axis.texts if text.get_gid() == LABEL):
+            text.set_position((left / scale, text.get_position()[1]))
+        if not axis.yaxis_inverted() or not axis.axison:
+            pass
+        elif names:  # rows: their names begin there too
+            axis.tick_params(axis="y", pad=-left / scale)
+            for tick in axis.get_yticklabels():
+                tick.set_horizontalalignment("left")
         mine = [(end, text) for one, end, text in texts if one is axis]
         if not mine:
             continue
@@ -540,7 +578,7 @@ def _settled(canvas: Canvas, ends: Sequence[tuple[Axes, Sequence[End]]]) -> None
             start = (axis.transData.transform((end.x, end.y))[0] - box.x1) / scale + 3
             path = np.array([(start, want), (5, want), (17, place)]) + np.array([box.x1 / scale, 0])
             line = Line2D(*(path * scale / canvas.bbox.size).T, transform=canvas.transFigure, clip_on=False)
-            line.set(color=end.style.colour, lw=0.9, alpha=0.9)
+            line.set(color=end.style.colour, lw=0.6, alpha=0.8)
             canvas.add_artist(line)
 
 
@@ -593,6 +631,17 @@ def _drawn(
     if by is not None:
         shown[by] = [looks[name].label.replace("\n", " ") if name in looks else name for name in shown[by]]
     return shown
+
+
+def _words(axis: Axes, x: float, y: float, text: str, up: float = 0.5, **style: Any) -> None:
+    """Lines of text around (x, y), each anchored on its own, for a page's font is narrower than the one of the layout.
+
+    ``up``: the share of the lines that stands above ``y``: 1 for a text on it, 0.5 for one in the middle.
+    """
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        rise = (up * len(lines) - number - 0.5) * 8 * LINE
+        axis.annotate(line, (x, y), (0, rise), textcoords="offset points", va="center", **style)
 
 
 def _wrap(text: str, width: int) -> str:

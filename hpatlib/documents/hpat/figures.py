@@ -55,7 +55,8 @@ ACROSS: dict[str, Any] = {"percent": "x", "axes": {"xlim": (-0.03, 1.03)}}
 
 def flips(shown: Pictures, record: Record) -> Figure:
     """A phantom of each class under each perturbation, the model's answer and confidence above; a cross: wrong."""
-    names, rows, notes = list(shown.images), [], []
+    names, rows = list(shown.images), []
+    notes: list[list[str]] = []
     for k, truth in enumerate(shown.labels):
         notes.append([])
         for name in names:
@@ -95,7 +96,7 @@ def flip_rates(record: Record) -> Figure:
         "measure",
         each=each,
         xlabel="share of images, %",
-        percent="x",
+        **ACROSS,
     )
     return charts.figure(
         [panel],
@@ -393,7 +394,7 @@ def searches(record: Record) -> Figure:
     shown = []
     for box, title in BOXES.items():
         words: dict[str, Any] = {"title": title, "xlabel": "queries an image", "ylabel": "mean worst loss, nats"}
-        words |= {"ticks": [1, 10, 100, 775], "axes": {"xscale": "log"}}
+        words |= {"ticks": [1, 10, 100, 775], "axes": {"xscale": "log"}, "bands": False}
         shown.append(charts.curves(table[table["box"] == box], "queries", "method", METHODS, **words))
     for box, title in BOXES.items():
         words = {"title": f"STBO less STM, {title}", "xlabel": "difference in worst loss, nats", "line": 0}
@@ -405,8 +406,8 @@ def searches(record: Record) -> Figure:
         name="searches",
         record=record,
         caption="Above: mean worst loss against queries, a gradient counted as three. Below: how much louder STBO, mean "
-        "over three search seeds, leaves the loss than a grid, image by image: right of zero speaks for STBO. Bands "
-        "and bars: 95 % intervals over trainings and images.",
+        "over three search seeds, leaves the loss than a grid, image by image: right of zero speaks for STBO; "
+        f"{INTERVALS}.",
         alt="Line charts of worst loss against queries for seven searches in two ranges, and dots of STBO less the grid. "
         f"±180°, 100 queries against the grid's 775: {wide['value']:+.2f} nats.",
     )
