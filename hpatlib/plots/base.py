@@ -1,5 +1,6 @@
 """What all figures and tables share: how they become HTML, SVG and files, and what things are called in them."""
 
+import base64
 import hashlib
 import html
 import io
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
+from PIL import Image
 
 from hpatlib import claims
 from hpatlib.records import Record
@@ -39,6 +41,7 @@ FEATURES = {
     "correlation": "correlation",
     "dissimilarity": "dissimilarity",
 }
+PNG = "data:image/png;base64,"
 FONT = re.compile(r"font: (?:\w+ )?([\d.]+px) [^;]*(?:; |$)|font-family: [^;]*(?:; |$)")
 UPRIGHT = re.compile(r"rotate\(-?0 [^)]*\)")
 LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
@@ -195,11 +198,22 @@ def _slim(node: ElementTree.Element, used: set[str], mark: str) -> None:
             value = FONT.sub(r"font-size: \1; ", value).replace(INK, "currentColor")
         elif name == "transform":
             value = UPRIGHT.sub("", value)
-        elif name not in ("href", "src"):
+        elif name == "href" and value.startswith(PNG):
+            value = _smaller(value)
+        elif name != "href":
             value = LONG_NUMBER.sub(lambda m: f"{float(m[0]):.2f}", value)
         value = re.sub(r"(url\(#|^#)(?=[a-z0-9]+)", rf"\g<1>{mark}-", value)
         if value:
             node.attrib[name] = value
+
+
+def _smaller(picture: str) -> str:
+    """A PNG in a data address without its transparency, and without colours where it has none."""
+    shown = Image.open(io.BytesIO(base64.b64decode(picture.removeprefix(PNG)))).convert("RGB")
+    red, green, blue = shown.split()
+    buffer = io.BytesIO()
+    (red if red.tobytes() == green.tobytes() == blue.tobytes() else shown).save(buffer, format="PNG", optimize=True)
+    return PNG + base64.b64encode(buffer.getvalue()).decode()
 
 
 def named(name: str, *records: Record) -> str:

@@ -112,14 +112,15 @@ def curves(
 ) -> Panel:
     """A line a value of ``by`` over the column ``x``: numbers with bands, or categories in their order with whiskers.
 
-    ``ends``: label the lines where they end, instead of a legend; ``bands``: draw the intervals. On a logarithmic axis a zero stands one step left of
+    ``ends``: label lines where they end, instead of a legend; ``bands``: draw the intervals. On a logarithmic axis a zero stands one step left of
     the smallest number.
     """
     numeric = pd.api.types.is_numeric_dtype(table[x])
     order = list(dict.fromkeys(table[x]))
     present = [name for name in looks if name in set(table[by])]
     log = words.get("axes", {}).get("xscale") == "log"
-    zero = table[x][table[x] > 0].min() / 2 if log else 0
+    least, most = table[x][table[x] > 0].min() if log else 1, table[x].max() if log else 1
+    zero = least * min(0.5, (least / most) ** 0.15)
     log_y = words.get("axes", {}).get("yscale", "linear") != "linear"
 
     def place(values: Iterable[Any]) -> np.ndarray:
@@ -134,21 +135,19 @@ def curves(
         for number, name in enumerate(present):
             rows, look = table[table[by] == name], looks[name]
             at, value, low, high = place(rows[x]), *(rows[c].to_numpy(float) for c in ("value", "low", "high"))
-            drawn = {"color": look.colour, "ls": look.line, "lw": look.width}
-            if numeric and len(rows) > 12:
-                axis.plot(at, value, **drawn)
-            else:
-                shift = 0 if numeric else 0.06 * (number - (len(present) - 1) / 2)  # side by side, not on top
-                at = at + shift
-                mark = look.marker if look.width > 0.8 else ""
-                axis.plot(at, value, marker=mark, mfc="none" if look.hollow else look.colour, ms=4, **drawn)
+            drawn: dict[str, Any] = {"color": look.colour, "ls": look.line, "lw": look.width}
+            if not numeric:
+                at = at + 0.06 * (number - (len(present) - 1) / 2)  # side by side, not on top
+            mark, some = look.marker if look.width > 0.8 else "", (number, 7) if len(rows) > 12 else None
+            face = "none" if look.hollow else look.colour
+            axis.plot(at, value, marker=mark, mfc=face, ms=4, markevery=some, **drawn)
             if not bands or look.width < BOLD:
                 pass
             elif not numeric or look.line == "none":
                 axis.vlines(at, low, high, color=look.colour, lw=0.8, alpha=0.7)
             else:
                 axis.fill_between(at, low, high, alpha=0.13, lw=0, color=look.colour)
-            if ends and look.label:
+            if ends and look.label and look.line != "none":
                 known = np.flatnonzero(np.isfinite(value))[-1]
                 found.append(End(at[known], value[known], look))
         if not log_y:
@@ -156,12 +155,12 @@ def curves(
         if not numeric:
             axis.set_xticks(range(len(order)), [str(each) for each in order])
         elif ticks is not None:
-            axis.set_xticks(place(ticks), [f"{tick:g}" for tick in ticks])
+            axis.set_xticks(place(ticks), [_short(tick) for tick in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(axis="x", visible=False)
         return found
 
-    keys = () if ends else tuple(looks[name] for name in present)
+    keys = tuple(looks[name] for name in present if looks[name].label and (looks[name].line == "none" or not ends))
     return Panel(draw, _drawn(table, [x, by], by, looks), height, keys, **words)
 
 
@@ -288,18 +287,15 @@ def matrix(table: pd.DataFrame, rows: str, columns: str, by: str, looks: Mapping
             shown = table[table[by] == name]
             at = [across.index(value) for value in shown[columns]], [down.index(value) for value in shown[rows]]
             axis.plot(*at, look.marker, color=look.colour, mfc="none" if look.hollow else look.colour, ms=8)
-        axis.set_xticks(range(len(across)), [""] * len(across))
-        for number, name in enumerate(across):
-            _words(axis, number, -0.5, _wrap(str(name), 8 if narrow else 13), 1, ha="center")
+        axis.set_xticks(range(len(across)), list(map(str, across)))
         axis.set_yticks(range(len(down)), [_wrap(str(name), 16 if narrow else 26) for name in down])
-        axis.set(xlim=(-0.5, len(across) - 0.5), ylim=(len(down) - 0.5, -0.5))
-        axis.xaxis.tick_top()
+        axis.set(xlim=(-0.5, max(len(across), 2 if narrow else 4) - 0.5), ylim=(len(down) - 0.5, -0.5))
         axis.tick_params(axis="x", size=0)
         axis.spines[:].set_visible(False)
         return []
 
-    height = 0.36 * len(down) + 0.9
-    keys = tuple(look for name, look in looks.items() if name in set(table[by]))
+    height = 0.27 * len(down) + 0.8
+    keys = tuple(look._replace(line="none") for name, look in looks.items() if name in set(table[by]))
     return Panel(draw, table.reset_index(drop=True), (height, height), keys, **words)
 
 
@@ -376,7 +372,7 @@ def strip(
 
 def _cell_width(narrow: bool, count: int) -> float:
     """Inches of one of ``count`` pictures beside each other, with the row's name left of them."""
-    return min(1.7, ((NARROW if narrow else WIDE) - 1.0) / count)
+    return min(1.3, ((NARROW if narrow else WIDE) - 1.0) / count)
 
 
 def chain(boxes: pd.DataFrame) -> Panel:
@@ -487,7 +483,7 @@ def _arranged(shown: Sequence[Panel], columns: int, share: str, narrow: bool) ->
         for axis in cells[len(row) :]:
             axis.set_visible(False)
     for name in share:
-        _common([axis for axis, _ in drawn], name)
+        _common([axis for (axis, _), panel in zip(drawn, shown, strict=True) if not panel.whole], name)
     if keys:
         handles = [_handle(key) for key in keys]
         parts[0].legend(handles=handles, loc="outside upper left", ncols=beside, borderpad=0.1, columnspacing=1.2)
@@ -633,6 +629,14 @@ def _drawn(
     return shown
 
 
+def _short(number: float) -> str:
+    """A number at a tick: 16, 0.3, 1/32."""
+    parts = 1 / number if 0 < number < 1 else 0
+    return (
+        f"1/{parts:g}" if parts >= 4 and parts == round(parts) and f"{number:g}" != f"{number:.1g}" else f"{number:g}"
+    )
+
+
 def _words(axis: Axes, x: float, y: float, text: str, up: float = 0.5, **style: Any) -> None:
     """Lines of text around (x, y), each anchored on its own, for a page's font is narrower than the one of the layout.
 
@@ -641,7 +645,7 @@ def _words(axis: Axes, x: float, y: float, text: str, up: float = 0.5, **style: 
     lines = text.split("\n")
     for number, line in enumerate(lines):
         rise = (up * len(lines) - number - 0.5) * 8 * LINE
-        axis.annotate(line, (x, y), (0, rise), textcoords="offset points", va="center", **style)
+        axis.annotate(line, (x, y), (0, rise), textcoords="offset points", va="center", annotation_clip=False, **style)
 
 
 def _wrap(text: str, width: int) -> str:

@@ -111,7 +111,7 @@ def curves(record: Record) -> Figure:
     table = pd.concat([_standing(o, level).table().assign(level=level) for level in steps])
     ticks = [LEAST * 2**k for k in range(0, round(np.log2(MOST / LEAST)) + 1, 2)]
     panels = list(table.groupby(["dataset", "network"], sort=False))
-    words: dict[str, Any] = UP | {"ylabel": "images that stand, %", "ticks": ticks, "ends": len(panels) < 3}
+    words: dict[str, Any] = UP | {"ylabel": "images that stand, %", "ticks": ticks, "ends": False}
     medians = o.rows.groupby("training", observed=True)["smallest"].median()
     return charts.figure(
         [charts.curves(rows, "level", "training", TRAININGS, title=_panel(*key), **words) for key, rows in panels],

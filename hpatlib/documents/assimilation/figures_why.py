@@ -118,7 +118,11 @@ def smallest(record: Record) -> Figure:
         middles.append(f"{look(domain, dataset).label} {least.median():.2g}")
     table = pd.DataFrame(rows).assign(low=np.nan, high=np.nan)
     words: dict[str, Any] = {"xlabel": "ε, in 1/255", "ylabel": "images that stand, %", "bands": False, "percent": "y"}
-    words |= {"axes": {"xscale": "log", "ylim": (-0.03, 1.03)}, "ticks": [LEAST * 4**k for k in range(5)]}
+    words |= {
+        "axes": {"xscale": "log", "ylim": (-0.03, 1.03)},
+        "ticks": [LEAST * 4**k for k in range(5)],
+        "ends": False,
+    }
     return charts.figure(
         [charts.curves(table, "eps", "task", _looks(o), **words)],
         name="smallest",

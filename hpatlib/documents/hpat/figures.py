@@ -279,7 +279,7 @@ def _networks(o: Outcomes, able: list[str]) -> dict[str, Style]:
         line = (0, (1, 1.5)) if constant else "-"
         looks[name] = Style(label, charts.GREY, charts.MARKERS[number % 8], line, 0.9)
     looks["mean"] = Style("mean", charts.PAINT[1], width=2.4)
-    return looks | {"published": Style("table 1", charts.PAINT[0], "o", "none", 0.9, hollow=True)}
+    return looks | {"published": Style("published (table 1)", charts.PAINT[0], "o", "none", 0.9, hollow=True)}
 
 
 def _mean(cells: Cells, table: pd.DataFrame, able: list[str]) -> pd.DataFrame:
