@@ -240,6 +240,12 @@ def network(name: str) -> str:
     return f"{NETWORKS.get(model, model)} ({start})" if start else NETWORKS.get(model, model)
 
 
+def percent(value: float, low: float, high: float, *, sign: str = "") -> str:
+    """A share or a difference with its interval, in per cent or points: "84.5 [80.1, 88.0]"; ``sign`` "+": always."""
+    number, start, end = (f"{100 * each:{sign}.1f}".replace("-", "−") for each in (value, low, high))
+    return f"{number} [{start}, {end}]"
+
+
 def verdicts(chapter: str) -> Table:
     """The chapter's claims with their verdicts, effects and what they were measured on, from the committed records."""
     return Table(claims.table(claims.ledger(chapter)), "Claims of this page, and what the records say.", "verdicts")

@@ -112,8 +112,9 @@ def curves(
 ) -> Panel:
     """A line a value of ``by`` over the column ``x``: numbers with bands, or categories in their order with whiskers.
 
-    ``ends``: label lines where they end, instead of a legend; ``bands``: draw the intervals. On a logarithmic axis a zero stands one step left of
-    the smallest number.
+    ``ticks``: numbers to show below; ``ends``: label lines where they end, instead of a legend; ``bands``: draw the
+    intervals of lines of the usual width; ``line``: a value to compare with. On a logarithmic axis a zero stands a bit
+    left of the smallest number.
     """
     numeric = pd.api.types.is_numeric_dtype(table[x])
     order = list(dict.fromkeys(table[x]))

@@ -95,9 +95,9 @@ def strengths(record: Record) -> Figure:
         record=record,
         columns=4 if len(attacks) == 4 else 3,
         share="xy",
-        caption=f"Accuracy against attack strength on {_where(record)}; ε = 0 is the clean image. Iterated attacks take "
-        f"{_settings(record)['iterations']} steps. Bands: 95 % intervals over trainings and images; dashed: guessing "
-        "between classes of equal size.",
+        caption=f"Accuracy against attack strength on {_where(record)}; ε = 0 is the clean image. Iterated attacks "
+        f"take {_settings(record)['iterations']} steps. Bands: 95 % intervals over trainings and images; dashed: "
+        "guessing between classes of equal size.",
         alt="Line charts of accuracy against ε for two trainings, a panel an attack. Under "
         f"{attacks[-1]} at {first['level'].min():g}/255, mean over panels: domain assimilation "
         f"{100 * ends['assimilated']:.1f} %, vanilla {100 * ends['vanilla']:.1f} %.",
@@ -119,9 +119,9 @@ def curves(record: Record) -> Figure:
         record=record,
         columns=1 if len(panels) == 1 else 3,
         share="xy",
-        caption="How many images stand at each ε: right when clean, and not changed by what PGD finds from there down by "
-        "bisection. The area below a curve is what claims compare, in octaves (doublings of ε). Bands: 95 % intervals "
-        "over trainings and images.",
+        caption="How many images stand at each ε: right when clean, and not changed by what PGD finds from there "
+        "down by bisection. The area below a curve is what claims compare, in octaves (doublings of ε). Bands: 95 % "
+        "intervals over trainings and images.",
         alt="Falling curves of the share of images that stand against ε, a line a training. Median of the smallest ε: "
         + ", ".join(f"{TRAININGS[name].label} {medians[name]:.2g}/255" for name in PAIR[::-1])
         + ".",
@@ -207,6 +207,7 @@ def felled(record: Record) -> Table:
         named.rename(columns={"dataset": "data", "eps": "ε", "clean": "wrong already"}),
         "Images by the first of the standard attacks that felled them, over all trainings; they are run in this order, "
         f"each on what still stands. {base.label(record)}.",
+        base.named("felled", record),
     )
 
 
@@ -223,12 +224,14 @@ def readings(record: Record) -> Table:
             shown = ", ".join(printed(record.outcomes.where(dataset=dataset, attack=attack)))
             best.setdefault(dataset, {})[attack] = margin.value
             row = {"data": _data(record, dataset), "attack": told, "ε": shown}
-            found.append(row | {"margin [95 % interval]": _number(margin, 3)})
+            shown = base.percent(margin.value, *margin.interval(), sign="+")
+            found.append(row | {"margin, points": shown})
     nearest = "; ".join(f"{SOURCES[d].label}: {READINGS[max(m, key=m.__getitem__)]}" for d, m in best.items())
     return Table(
         pd.DataFrame(found),
         "The margin that the results figure would show, domain assimilation less vanilla, mean over ε. The slides "
         f"speak of a clear one; the largest here is under this reading: {nearest}.",
+        base.named("readings", record),
     )
 
 
@@ -253,8 +256,8 @@ def masking(records: Sequence[Record]) -> Figure:
         ],
         name=base.named("masking", *records),
         columns=2,
-        caption="Signs that models mask their gradients, in shares of images; above zero speaks for masking. Raised: the "
-        "whole interval is; unclear: only the value is. A check that is not raised proves nothing. "
+        caption="Signs that models mask their gradients, in shares of images; above zero speaks for masking. Raised: "
+        "the whole interval is; unclear: only the value is. A check that is not raised proves nothing. "
         f"{'; '.join(map(base.label, records))}.",
         alt=f"Dot matrix of checks for masked gradients against trainings: {raised} of {len(table)} are raised.",
     )
@@ -279,8 +282,8 @@ def trainings(records: Sequence[Record]) -> Table:
             middle = float(there.rows["smallest"].astype(float).median())
             models = [record.header.models[m] for m in there.rows["model"].unique()]
             row = {"data": _data(record, dataset), "network": base.network(network)}
-            row |= {"training": TRAININGS[training].label, "accuracy": _number(there.accuracy[()], 2)}
-            row |= {"octaves withstood": _number(withstood, 2), "median smallest ε, of 255": f"{middle:.3g}"}
+            row |= {"training": TRAININGS[training].label, "accuracy, %": _percent(there.accuracy[()])}
+            row |= {"octaves withstood": _number(withstood), "median smallest ε, of 255": f"{middle:.3g}"}
             for name, title in (("channel_spread", "channel spread"), ("texture", "texture distance, of 40")):
                 doses = [m.dose[name] for m in models if name in m.dose]
                 row[title] = f"{np.mean(doses):.3f}" if doses else "–"
@@ -289,6 +292,7 @@ def trainings(records: Sequence[Record]) -> Table:
         pd.DataFrame(found),
         "Accuracy on clean images; octaves of ε that the answers withstand above 1/32 of 255 (0: wrong already, 8: "
         "more than 8/255); and the dose, what T and C do to the test images. Means with 95 % intervals.",
+        base.named("trainings", *records),
     )
 
 
@@ -337,8 +341,8 @@ def textures(record: Record) -> Figure:
         shown,
         name="textures",
         record=record,
-        caption="How far the adapted picture is from the original: the GLCM loss itself and the part of each feature (in "
-        "the worst window, summed over orientations, so that parts need not add up), and how coloured it is. "
+        caption="How far the adapted picture is from the original: the GLCM loss itself and the part of each feature "
+        "(in the worst window, summed over orientations, so that parts need not add up), and how coloured it is. "
         "Means over networks with 95 % intervals over trainings and images; small points: each training.",
         alt="Dot charts of texture distance and colour with and without the GLCM loss, a panel a data set. All five "
         f"features, {SOURCES[dataset].label}: {apart[FREE]:.3g} without the loss, {apart['assimilated']:.3g} with it.",
@@ -364,6 +368,7 @@ def doses(record: Record) -> Table:
         table,
         "What T and C do to the test images. Claims about domain assimilation are judged only where the channel spread "
         f"is {needed:g} or more. {base.label(record)}.",
+        base.named("doses", record),
     )
 
 
@@ -378,6 +383,7 @@ def sizes(record: Record) -> Table:
         "Images of each class: on the slides, among the files found and in the most complete copy of the set among "
         f"them (real data only), and in this profile. {record.header.profile.capitalize()} profile, "
         f"{record.header.data} data.",
+        base.named("sizes", record),
     )
 
 
@@ -404,12 +410,18 @@ def splits(record: Record) -> Figure:
 def settings(record: Record) -> Table:
     """The slides' settings beside this profile's."""
     named = {"published": "on the slides", "here": f"{record.header.profile} profile"}
-    return Table(record.table("settings").rename(columns=named), "Training and GLCM settings.")
+    return Table(
+        record.table("settings").rename(columns=named), "Training and GLCM settings.", base.named("settings", record)
+    )
 
 
-def _number(estimate: Estimate, digits: int) -> str:
+def _number(estimate: Estimate) -> str:
     low, high = estimate.interval()
-    return f"{estimate.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{estimate.value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
+
+
+def _percent(estimate: Estimate) -> str:
+    return base.percent(estimate.value, *estimate.interval())
 
 
 def _settings(record: Record) -> dict:

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from hpatlib.data import SOURCES
-from hpatlib.documents.assimilation.figures import frames
+from hpatlib.documents.assimilation.figures import _percent, frames
 from hpatlib.documents.assimilation.quantities import (
     FLAT,
     HALF,
@@ -67,8 +67,8 @@ def attention(record: Record) -> Figure:
         ],
         name="attention",
         record=record,
-        caption="Left: share of the Grad-CAM mass that the brightest pixels hold, mean over images. Right: the attended "
-        f"area, the smallest share of pixels with half of the mass; a map that is uniform has 50 %. {SAID}",
+        caption="Left: share of the Grad-CAM mass that the brightest pixels hold, mean over images. Right: the "
+        f"attended area, the smallest share of pixels with half of the mass; a map that is uniform has 50 %. {SAID}",
         alt=f"Curves of Grad-CAM mass against share of pixels, and dots of the attended area: {_told(area[HALF], o)}.",
     )
 
@@ -85,9 +85,9 @@ def sharpness(record: Record) -> Figure:
         name="sharpness",
         record=record,
         share="y",
-        caption="How steep the loss is around test images, in units of how far apart each network's own logits are. Left: "
-        "how far PGD raises it within 4/255, in spreads; right: the eigenvalue of the Hessian that is largest in size, "
-        f"{STRAIGHT:g} at least, in squared spreads over a squared pixel range. {SAID}",
+        caption="How steep the loss is around test images, in units of how far apart each network's own logits are. "
+        "Left: how far PGD raises it within 4/255, in spreads; right: the eigenvalue of the Hessian that is largest "
+        f"in size, {STRAIGHT:g} at least, in squared spreads over a squared pixel range. {SAID}",
         alt="Dot charts of sharpness and curvature, a row a task. Rise of the loss within 4/255, in spreads of the "
         f"logits: {_told(o.mean('relative'), o)}.",
     )
@@ -102,9 +102,10 @@ def vulnerability(record: Record) -> Figure:
         name="vulnerability",
         record=record,
         share="y",
-        caption="Accuracy, and how large an ε the answers withstand: an octave is a perturbation twice as large; 0 is an "
-        f"image that is wrong already or falls below 1/32 of 255. {SAID}",
-        alt=f"Dot charts of accuracy and of octaves of ε withstood, a row a task. Octaves: {_told(o.mean('octaves'), o)}.",
+        caption="Accuracy, and how large an ε the answers withstand: an octave is a perturbation twice as large; 0 "
+        f"is an image that is wrong already or falls below 1/32 of 255. {SAID}",
+        alt="Dot charts of accuracy and of octaves of ε withstood, a row a task. Octaves: "
+        f"{_told(o.mean('octaves'), o)}.",
     )
 
 
@@ -127,8 +128,8 @@ def smallest(record: Record) -> Figure:
         [charts.curves(table, "eps", "task", _looks(o), **words)],
         name="smallest",
         record=record,
-        caption="The share of test images that are right and that PGD does not change at each ε, all trainings together; "
-        "whole line: natural images.",
+        caption="The share of test images that are right and that PGD does not change at each ε, all trainings "
+        "together; whole line: natural images.",
         alt=f"Falling curves of the share of images that stand against ε, a line a task. Median: {', '.join(middles)}.",
     )
 
@@ -154,9 +155,9 @@ def landscapes(record: Record) -> Figure:
         [charts.dots(table, "task", DIRECTIONS, "direction", xlabel="mean rise of the loss, nats", **words)],
         name="landscapes",
         record=record,
-        caption=f"How far the mean cross-entropy rises above that of the clean images, {edge:g}/255 away from them: along "
-        "the sign of its gradient, and along random signs at right angles to it. The scale is straight within ±1 and "
-        "logarithmic outside.",
+        caption=f"How far the mean cross-entropy rises above that of the clean images, {edge:g}/255 away from them: "
+        "along the sign of its gradient, and along random signs at right angles to it. The scale is straight within "
+        "±1 and logarithmic outside.",
         alt=f"Dot chart of the mean rise of the loss {edge:g}/255 away, a row a task, along the gradient and across. "
         f"Along it: {', '.join(f'{names[task]} {value:.2g}' for task, value in steep.items())}.",
     )
@@ -179,8 +180,8 @@ def slices(record: Record) -> Figure:
         name="slices",
         record=record,
         share="y",
-        caption="Slices of the loss: how far the mean cross-entropy rises above that of the clean images (0), in a scale "
-        "that is straight within ±1 and logarithmic outside.",
+        caption="Slices of the loss: how far the mean cross-entropy rises above that of the clean images (0), in a "
+        "scale that is straight within ±1 and logarithmic outside.",
         alt=f"Line charts of the mean rise of the loss, a line a task. At the right end, along the gradient: {ends}.",
     )
 
@@ -199,14 +200,16 @@ def scores(record: Record) -> Table:
         o = record.outcomes.where(domain=domain, dataset=dataset)
         networks = {record.header.models[m].network for m in o.rows["model"]}
         row = {"task": look(domain, dataset).label.replace("\n", " ")}
-        row |= {"network": ", ".join(map(base.network, networks)), "accuracy": _number(o.accuracy[()])}
+        row |= {"network": ", ".join(map(base.network, networks)), "accuracy, %": _percent(o.accuracy[()])}
         if "smallest" in o.rows:
             row |= {"octaves withstood": _number(octaves(o).mean("octaves")[()])}
             row |= {"median smallest ε, of 255": f"{o.rows['smallest'].astype(float).median():.3g}"}
         row |= {title: _number(o.mean(column)[()]) for column, title in columns.items() if column in o.rows}
         found.append(row | {"images a training": o.rows.groupby("model", observed=True)["image"].nunique().max()})
     return Table(
-        pd.DataFrame(found), f"Means with 95 % intervals over trainings and groups of images. {base.label(record)}."
+        pd.DataFrame(found),
+        f"Means with 95 % intervals over trainings and groups of images. {base.label(record)}.",
+        base.named("scores", record),
     )
 
 
@@ -238,8 +241,8 @@ def maps(shown: Sequence["Map"], record: Record) -> Figure:
             )
         ],
         name=base.named("maps", record),
-        caption="One test image of each task (medical ones are phantoms) and its Grad-CAM map for the predicted class; the "
-        f"outlined pixels hold half of the map's mass. {CREDIT}. {base.phantoms(record)}.",
+        caption="One test image of each task (medical ones are phantoms) and its Grad-CAM map for the predicted "
+        f"class; the outlined pixels hold half of the map's mass. {CREDIT}. {base.phantoms(record)}.",
         alt="Phantom pictures and crops of photographs, each with a Grad-CAM map and an outlined region, which covers: "
         f"{', '.join(f'{name} {area:.0f} %' for name, area in zip(names, areas, strict=True))}.",
     )
@@ -255,6 +258,7 @@ def oracle(frame: pd.DataFrame) -> Table:
         shown,
         "Mean over windows and orientations by both, and the largest difference in any of them. Homogeneity, squared "
         "is scikit-image's own; the slides' is computed from scikit-image's matrix.",
+        "oracle",
     )
 
 

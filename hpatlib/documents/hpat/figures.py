@@ -122,6 +122,7 @@ def least_noise(record: Record) -> Table:
         pd.DataFrame(rows),
         "The least noise that PGD needs to change a correct answer, image by image, with 95 % intervals; the ratio has "
         f"no unit. {base.label(record)}.",
+        base.named("least-noise", record),
     )
 
 
@@ -132,7 +133,7 @@ def _stacked(cells: dict[str, Cells], kind: str) -> pd.DataFrame:
 
 
 def classification(records: list[Record]) -> Table:
-    """Table 1: its numbers beside ours, in percent, precision, recall and F1 in both averages (H4)."""
+    """Table 1: its numbers beside ours, in per cent, precision, recall and F1 in both averages (H4)."""
     printed = documents.published_table("hpat", "table1")
     heads = {"ACC": "ACC", "PRE": "PRE (macro)", "F1": "F1 (macro)", "AUC": "AUC"}
     rows = [
@@ -156,8 +157,9 @@ def classification(records: list[Record]) -> Table:
     columns = ["network", "source", *(c for c in order if c in frame)]
     return Table(
         frame[columns],
-        "Classification of clean images, in percent. The document prints one value and no average; ours have 95 % "
+        "Classification of clean images, in per cent. The document prints one value and no average; ours have 95 % "
         f"intervals over trainings and images. {PREVALENCE} {_labels(records)}.",
+        base.named("classification", *records),
     )
 
 
@@ -188,6 +190,7 @@ def subjects(record: Record) -> Table:
         pd.DataFrame(rows),
         "Who decides: clean test images by the healthy subject that is held out, and the share of each class that is "
         f"answered right, mean over the seeds. {base.label(record)}.",
+        base.named("subjects", record),
     )
 
 
@@ -209,10 +212,9 @@ def _cells(o: Outcomes, which: pd.Series) -> int:
 
 
 def _percent(cells: Cells, *key: str) -> str:
-    """A cell as the tables show it, in percent with its interval."""
-    estimate = cells[key]
-    low, high = estimate.interval()
-    return f"{100 * estimate.value:.1f} [{100 * max(0, low):.0f}, {100 * min(1, high):.0f}]"
+    """A cell as the tables show it, in per cent with its interval."""
+    low, high = cells[key].interval()
+    return base.percent(cells[key].value, max(0, low), min(1, high))
 
 
 def _share(estimate: Estimate) -> str:
@@ -264,14 +266,14 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
         share="xy",
         caption=f"Accuracy and ROI over the environments{held}. Points: mean over trainings; {INTERVALS}; hollow: "
         f"published.{marked if by == 'network' else ''}",
-        alt=f"Line charts of accuracy and ROI from H0 to H6, a panel a reading, a line a {by}. With one fixed transform "
-        f"{'the mean' if by == 'network' else 'standard training'} goes from {100 * fall.iloc[0]:.1f} to "
+        alt=f"Line charts of accuracy and ROI from H0 to H6, a panel a reading, a line a {by}. With one fixed "
+        f"transform {'the mean' if by == 'network' else 'standard training'} goes from {100 * fall.iloc[0]:.1f} to "
         f"{100 * fall.iloc[-1]:.1f} % accuracy.",
     )
 
 
 def _networks(o: Outcomes, able: list[str]) -> dict[str, Style]:
-    """Grey lines for networks, dotted for those that have nothing to lose, and a bold one for the mean of the others."""
+    """Grey lines for networks, dotted for those with nothing to lose, and a bold one for the mean of the others."""
     looks = {}
     for number, name in enumerate(o.values("network")):
         constant = name not in able
@@ -317,9 +319,10 @@ def h6(record: Record) -> Table:
         rows.append(row)
     return Table(
         pd.DataFrame(rows),
-        "Accuracy in percent. Own threshold: the margin that tells the classes of training images apart best, set in "
+        "Accuracy in per cent. Own threshold: the margin that tells the classes of training images apart best, set in "
         "the same environment. Worst: the hardest of two searches, a search by gradients and a suite of pixel attacks, "
         f"for a sample. {base.label(record)}.",
+        base.named("h6", record),
     )
 
 
@@ -348,8 +351,9 @@ def nearest_to_figure_4(record: Record) -> Table:
     rows.append({"split by": "the document", "H6 read as": "not said", "H0": "84.5", "H6": "48.3"})
     return Table(
         pd.DataFrame(rows).fillna("–"),
-        "Which reading comes nearest to the numbers in the text: accuracy of standard training, in percent. "
+        "Which reading comes nearest to the numbers in the text: accuracy of standard training, in per cent. "
         f"{base.label(record)}.",
+        base.named("nearest-to-figure-4", record),
     )
 
 
@@ -377,8 +381,8 @@ def heat(record: Record) -> Figure:
         share="xy",
         caption="ROI (equation 15) in per cent under PGD at ε and a rotation, mean over "
         f"{len(record.seeds)} trainings, split by patient.",
-        alt="Heat maps of the ROI over ε and rotation, a column a training, a row a reading. Mean over the cells, where "
-        f"STBO searches: {means}.",
+        alt="Heat maps of the ROI over ε and rotation, a column a training, a row a reading. Mean over the cells, "
+        f"where STBO searches: {means}.",
     )
 
 
@@ -405,11 +409,11 @@ def searches(record: Record) -> Figure:
         shown,
         name="searches",
         record=record,
-        caption="Above: mean worst loss against queries, a gradient counted as three. Below: how much louder STBO, mean "
-        "over three search seeds, leaves the loss than a grid, image by image: right of zero speaks for STBO; "
+        caption="Above: mean worst loss against queries, a gradient counted as three. Below: how much louder STBO, "
+        "mean over three search seeds, leaves the loss than a grid, image by image: right of zero speaks for STBO; "
         f"{INTERVALS}.",
-        alt="Line charts of worst loss against queries for seven searches in two ranges, and dots of STBO less the grid. "
-        f"±180°, 100 queries against the grid's 775: {wide['value']:+.2f} nats.",
+        alt="Line charts of worst loss against queries for seven searches in two ranges, and dots of STBO less the "
+        f"grid. ±180°, 100 queries against the grid's 775: {wide['value']:+.2f} nats.",
     )
 
 
@@ -436,8 +440,8 @@ def paired_searches(record: Record) -> Figure:
         share="y",
         caption="How much lower STBO, mean over three search seeds, leaves the ROI than a grid, image by image: right "
         f"of zero speaks for STBO; {INTERVALS}.",
-        alt="Dot charts of ROI under STM less ROI under STBO, a panel a range, a row a budget. At ±180° and 99 queries: "
-        f"{100 * middle['value']:+.1f} points.",
+        alt="Dot charts of ROI under STM less ROI under STBO, a panel a range, a row a budget. At ±180° and 99 "
+        f"queries: {100 * middle['value']:+.1f} points.",
     )
 
 
@@ -487,6 +491,7 @@ def search_table(records: list[Record]) -> Table:
         pd.DataFrame(rows),
         "Mean worst loss (nats) and ROI with 95 % intervals; a query is a unit, a gradient three. Any: the worst of "
         f"everything, a grid of 2,989 points among it, on fewer images. {_labels(records)}.",
+        base.named("search-table", *records),
     )
 
 
@@ -506,14 +511,18 @@ def framework(walk: Walk, record: Record) -> Figure:
         name=base.named("framework", record),
         columns=1,
         caption=f"One batch on its way through HPAT: pictures, then tensors. {base.phantoms(record)}.",
-        alt=f"Pictures of {count} phantom cells: {', '.join(names)}. Below, a chain of {len(boxes)} boxes: the parts of "
-        "the network with the shapes of their tensors.",
+        alt=f"Pictures of {count} phantom cells: {', '.join(names)}. Below, a chain of {len(boxes)} boxes: the parts "
+        "of the network with the shapes of their tensors.",
     )
 
 
 def steps(record: Record) -> Table:
     """Algorithm 1 on one batch of the first training, line by line."""
-    return Table(record.table("steps"), f"Algorithm 1 on one batch, line by line. {base.label(record)}.")
+    return Table(
+        record.table("steps"),
+        f"Algorithm 1 on one batch, line by line. {base.label(record)}.",
+        base.named("steps", record),
+    )
 
 
 def tied(record: Record) -> Table:
@@ -524,7 +533,11 @@ def tied(record: Record) -> Table:
         {"variant": name, "clean answers that change, %": _percent(cells, f"partners exchanged, {key}")}
         for key, name in names.items()
     ]
-    return Table(pd.DataFrame(rows), f"What an image's answer owes to its partner. {base.label(record)}.")
+    return Table(
+        pd.DataFrame(rows),
+        f"What an image's answer owes to its partner. {base.label(record)}.",
+        base.named("tied", record),
+    )
 
 
 def mixbn(record: Record) -> Figure:
@@ -593,6 +606,7 @@ def nearest_to_table_2(record: Record) -> Table:
         pd.DataFrame(rows).sort_values("all", key=lambda each: each.astype(float)),
         "Which reading comes nearest to table 2: mean distance of ours from its six rows, in points, nearest first. "
         f"{PREVALENCE} {base.label(record)}.",
+        base.named("nearest-to-table-2", record),
     )
 
 
@@ -619,11 +633,12 @@ def ablation(records: list[Record]) -> Table:
     frame = pd.DataFrame(rows).sort_values("training", key=lambda names: names.map(order), kind="stable")
     return Table(
         frame,
-        "MixBN, in percent; precision and F1 of the malignant class. The document says neither on which images nor "
+        "MixBN, in per cent; precision and F1 of the malignant class. The document says neither on which images nor "
         f"through which branch; ours have 95 % intervals. {PREVALENCE} {_labels(records)}.",
+        base.named("ablation", *records),
     )
 
 
 def settings(table: pd.DataFrame) -> Table:
     """The document's settings beside this profile's."""
-    return Table(table, "What the document prints, and what this profile uses.")
+    return Table(table, "What the document prints, and what this profile uses.", "settings")

@@ -15,7 +15,6 @@ from hpatlib.plots import base, charts
 from hpatlib.plots.base import Figure, Table
 from hpatlib.plots.charts import Style
 from hpatlib.records import Record
-from hpatlib.statistics import Estimate
 
 TRAININGS = {
     "clean": Style("trained on clean images", charts.PAINT[0]),
@@ -100,8 +99,9 @@ def attack_training(record: Record, *, eps: float, split: str = "patient") -> Fi
         share="xy",
         caption=f"Accuracy before and after attack training at ε = {eps:g}. Dots: mean over trainings; bars: "
         f"{INTERVALS}; small dots: each training; {CHANCE}. The report shows the first two rows.",
-        alt=f"Dot chart of accuracy before and after attack training at ε = {eps:g}, a row a test set. On the perturbed "
-        f"set, {base.network(networks[0])} goes from {100 * first['clean']:.1f} to {100 * first['static']:.1f} %.",
+        alt=f"Dot chart of accuracy before and after attack training at ε = {eps:g}, a row a test set. On the "
+        f"perturbed set, {base.network(networks[0])} goes from {100 * first['clean']:.1f} to "
+        f"{100 * first['static']:.1f} %.",
     )
 
 
@@ -149,20 +149,28 @@ def readings(record: Record) -> Table:
         up = at(accuracy, 0.5, training, test) - at(accuracy, 0.5, "clean", test)
         down = at(accuracy, 0.5, training, "clean") - at(accuracy, 0, "clean", "clean")
         fits = [_says(up.interval(), 1), _says(down.interval(), -1)]
-        row = {"trained": told, "perturbed set: rises, says the report": f"{fits[0]}: {_signed(up)}"}
-        rows.append(row | {"clean set: falls, says the report": f"{fits[1]}: {_signed(down)}"})
-    return Table(pd.DataFrame(rows), f"Change of accuracy by attack training at ε = 0.5, simple CNN, with {INTERVALS}.")
+        row = {
+            "trained": told,
+            "perturbed set: rises, says the report": f"{fits[0]}: {base.percent(up.value, *up.interval(), sign='+')}",
+        }
+        rows.append(
+            row
+            | {
+                "clean set: falls, says the report": f"{fits[1]}: "
+                f"{base.percent(down.value, *down.interval(), sign='+')}"
+            }
+        )
+    return Table(
+        pd.DataFrame(rows),
+        f"Change of accuracy by attack training at ε = 0.5, simple CNN, in points, with {INTERVALS}.",
+        base.named("readings", record),
+    )
 
 
 def _says(interval: tuple[float, float], sign: int) -> str:
     """Whether an effect has the sign that the report gives it."""
     low, high = sorted(sign * end for end in interval)
     return "yes" if low > 0 else "no" if high < 0 else "open"
-
-
-def _signed(effect: Estimate) -> str:
-    low, high = effect.interval()
-    return f"{effect.value:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
 
 
 def losses(record: Record, *, eps: float, split: str = "patient") -> Figure:
@@ -195,8 +203,9 @@ def losses(record: Record, *, eps: float, split: str = "patient") -> Figure:
         share="xy",
         caption=f"Training loss (cross-entropy) before and after attack training at ε = {eps:g}: thick the mean over "
         f"{frame['seed'].nunique()} trainings, thin each.",
-        alt=f"Line chart of training loss over {frame['epoch'].max()} epochs, on clean images and on the perturbed set. "
-        f"On the perturbed set it goes from {ends.iloc[0]:.2f} to {ends.iloc[-1]:.3g} with {base.network(networks[0])}.",
+        alt=f"Line chart of training loss over {frame['epoch'].max()} epochs, on clean images and on the perturbed "
+        f"set. On the perturbed set it goes from {ends.iloc[0]:.2f} to {ends.iloc[-1]:.3g} with "
+        f"{base.network(networks[0])}.",
     )
 
 
@@ -224,7 +233,7 @@ def accuracies(records: Sequence[Record], tests: Sequence[str] = tuple(TESTS), *
     for record in records:
         table = _accuracies(record, "table", **only)
         table = table[(table["training"] != "none") & table["test"].isin(tests)]
-        shown = [_interval(*row) for row in zip(table["value"], table["low"], table["high"], strict=True)]
+        shown = [base.percent(*row) for row in zip(table["value"], table["low"], table["high"], strict=True)]
         table = table.assign(shown=shown)
         keys = ["network", "split", "eps", "training", "trainings", "n"]
         for key in ("network", "split", "training"):  # rows in the order in which things were measured
@@ -234,7 +243,11 @@ def accuracies(records: Sequence[Record], tests: Sequence[str] = tuple(TESTS), *
         wide["network"] = wide["network"].map(base.network)
         wide.insert(0, "data", f"{'real' if record.real else 'phantom'}, {record.header.profile}")
         parts.append(wide)
-    return Table(pd.concat(parts, ignore_index=True), f"Accuracy, mean over trainings, with {INTERVALS}.")
+    return Table(
+        pd.concat(parts, ignore_index=True),
+        f"Accuracy in per cent, mean over trainings, with {INTERVALS}.",
+        base.named("accuracies", *records),
+    )
 
 
 def over_fitting(records: Sequence[Record]) -> Table:
@@ -251,10 +264,11 @@ def over_fitting(records: Sequence[Record]) -> Table:
                 fgsm, pgd = (at(accuracy, float(eps), "online", f"white-box {name}") for name in ("FGSM", "PGD"))
                 row = {"data": data, "network": base.network(network), "ε": eps}
                 for name, found in (("FGSM", fgsm), ("PGD", pgd), ("FGSM less PGD", fgsm - pgd)):
-                    row[name] = _interval(found.value, *found.interval())
+                    row[name] = base.percent(found.value, *found.interval())
                 rows.append(row)
-    caption = f"Trained online against FGSM: accuracy under white-box attacks, mean over trainings, with {INTERVALS}."
-    return Table(pd.DataFrame(rows), caption)
+    caption = "Trained online against FGSM: accuracy in per cent under white-box attacks, mean over trainings, with "
+    f"{INTERVALS}."
+    return Table(pd.DataFrame(rows), caption, base.named("over-fitting", *records))
 
 
 def _grid(record: Record, table: pd.DataFrame, tests: dict[str, str], measure: str, about: str, name: str) -> Figure:
@@ -325,7 +339,3 @@ def _by_test(table: pd.DataFrame) -> pd.DataFrame:
 def _largest(rows: pd.DataFrame) -> float:
     """The share of the largest class, mean over trainings."""
     return float(rows[rows["training"] == "none"]["value"].mean())
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]".replace("-", "−")
