@@ -123,24 +123,22 @@ class Table:
     def html(self) -> str:
         """The table without columns that say nothing; numbers and their intervals stay on one line."""
         said = ~self.frame.astype(str).isin(["", "–"]).all()
-        shown, link = self.frame.loc[:, said], f' id="tab-{self.name}"' if self.name else ""
-        caption = f'<span class="hpat-number"></span>{html.escape(self.caption)}'
-        if len(shown) <= LONG:
-            rows = _rows(shown, f"<caption>{caption}</caption>")
-            return f'<div class="hpat-table"{link}>{_scrolled(rows)}</div>'
-        count = f' <span class="hpat-count">({len(shown)} rows)</span>'
-        rows = _scrolled(_rows(shown))
-        return f'<details class="hpat-table"{link}><summary>{caption}{count}</summary>{rows}</details>'
+        rows = _scrolled(_rows(self.frame.loc[:, said]))
+        if len(self.frame) > LONG:
+            rows = f"<details><summary>All {len(self.frame)} rows</summary>{rows}</details>"
+        link = f' id="tab-{self.name}"' if self.name else ""
+        caption = f'<figcaption><span class="hpat-number"></span>{html.escape(self.caption)}</figcaption>'
+        return f'<figure class="hpat-table"{link}>{caption}{rows}</figure>'
 
     def _repr_mimebundle_(self, **_) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
         return {"text/html": self.html(), "text/plain": f"{self.caption}\n{self.frame}"}, {}
 
 
-def _rows(frame: pd.DataFrame, caption: str = "") -> str:
+def _rows(frame: pd.DataFrame) -> str:
     head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in frame)
     rows = ("".join(f"<td>{_cell(value)}</td>" for value in row) for row in frame.itertuples(index=False))
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<table class="dataframe hpat">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<table class="dataframe hpat"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _cell(value: object) -> str:
