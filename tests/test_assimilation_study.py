@@ -582,25 +582,32 @@ def test_every_claim_is_computed_from_the_record_of_its_chapter(claim, records):
 
 def test_figures_of_the_results(records, chosen):
     record = records["accuracy_vs_attack_strength"]
-    for figure in (figures.strengths(record), figures.curves(record), figures.survival(record)):
-        assert "seeds 0, 1" in figure.caption and "chest CT, SimpleCNN with batch norm (from scratch)" in figure.alt
+    strengths = figures.strengths(record)
+    for figure in (strengths, figures.curves(record), figures.survival(record)):
+        assert "seeds 0, 1" in figure.caption and figure.name.endswith("-phantom")
     accuracy = record.outcomes.accuracy["chest_ct", NETWORK, "vanilla", "BIM", "8/255"].value
-    assert f"{accuracy:.3g} at 8" in figures.strengths(record).alt
+    rows = strengths.data.query("panel.str.startswith('BIM') and level == 8").set_index("training")["value"]
+    assert rows["vanilla transfer learning"] == accuracy
+    clean = record.outcomes.accuracy["chest_ct", NETWORK, "assimilated", "none", "0/255"].value
+    rows = strengths.data.query("panel.str.startswith('PGD') and level == 0").set_index("training")["value"]
+    assert rows["domain assimilation"] == clean
     signs = 2 * len(checks.CHECKS) + len(quantities.PAIR)
-    assert len(figures.masking([record]).frame) == signs
+    assert len(figures.masking([record]).data) == signs
     table = figures.trainings([record]).frame
     assert len(table) == len(quantities.TRAININGS) and (table["channel spread"] == "–").sum() == 2
-    assert figures.dose(record).alt.count("spread") == 2 * len(quantities.TRAININGS)
+    dose = figures.dose(record).data
+    assert dose["training"].nunique() == len(quantities.TRAININGS) and len(dose) == 2 * 2 * len(quantities.TRAININGS)
     assert len(figures.readings(record).frame) == len(figures.READINGS)
     felled = figures.felled(record).frame
     assert (felled.drop(columns=["data", "training", "ε"]).sum(axis=1) == 2 * SHOWN).all() and len(felled) == 8
-    assert "brain MRI" in figures.strengths(records["all_datasets"]).alt
+    assert figures.strengths(records["all_datasets"]).data["panel"].str.contains("brain MRI").any()
 
 
 def test_figures_of_textures_and_tables(records, chosen):
     record = records["texture_colour_adaptation"]
     assert len(figures.doses(record).frame) == 4
-    assert "with GLCM loss: texture" in figures.textures(record).alt
+    drawn = figures.textures(record).data
+    assert set(drawn["training"]) == {"with GLCM loss", "without GLCM loss"} and "all five" in set(drawn["column"])
     shown = study.pictures(chosen)
     assert {name: p.shape for name, p in shown["brain_mri"].items()} == {
         "original": (2, 1, 32, 32),
@@ -609,7 +616,7 @@ def test_figures_of_textures_and_tables(records, chosen):
     }
     assert "without GLCM loss by" in figures.repainted(shown, record).alt
     tables = records["datasets_and_training"]
-    assert "split by image" in figures.splits(tables).alt
+    assert "A split by image adds" in figures.splits(tables).alt and len(figures.splits(tables).data) == 8
     sizes = figures.sizes(tables).frame
     assert sizes["on the slides"].tolist() == [536, 536, 1595, 1595, 1583, 1583, 210, 210]
     assert sizes["phantoms used"].tolist() == [30] * 8
@@ -624,7 +631,8 @@ def test_figures_of_the_whys(records, chosen):
     assert "chest CT" in figures_why.attention(region).alt
     names = ("vulnerability", "smallest", "landscapes", "slices", "sharpness")
     for draw in (getattr(figures_why, name) for name in names):
-        assert "breast ultrasound" in draw(landscape).alt and "Smoke profile, phantom data" in draw(landscape).caption
+        figure = draw(landscape)
+        assert "breast ultrasound" in figure.alt and "Smoke profile, phantom data" in figure.caption
     grid = figures_why.landscape(landscape)
     assert len(grid) == 5 * 81 and (grid.query("x == 0 and y == 0")["value"] == 0).all()
     for record, column in ((region, "attended area"), (landscape, "rise within 4/255, nats")):
@@ -632,7 +640,8 @@ def test_figures_of_the_whys(records, chosen):
         assert len(table) == 5 and column in table
     assert "photographs" in figures_why.maps(why.maps(chosen), region).alt
     texture = records["glcm_texture"]
-    assert "flat windows" in figures_why.monotony(texture).alt and "none is asked" in texture.stamp().to_string()
+    assert "flat windows, share" in figures_why.monotony(texture).data["panel"].unique()[0]
+    assert "none is asked" in texture.stamp().to_string()
 
 
 def test_figures_need_no_torch():

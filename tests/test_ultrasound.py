@@ -16,6 +16,7 @@ from hpatlib.data import ImageSet
 from hpatlib.documents import ultrasound
 from hpatlib.documents.ultrasound import figures, quantities, study
 from hpatlib.outcomes import Outcomes, Unmeasured
+from hpatlib.plots import base
 from hpatlib.training import Examples, attacked
 
 EPS = 0.25
@@ -398,16 +399,23 @@ def test_figures_tell_what_their_records_hold(measured):
     record = measured[study.SIMPLE_CNN]
     accuracy = quantities.of_network(record.outcomes, SIMPLE).accuracy
     figure = figures.attack_training(record, eps=0.5)
-    low, high = accuracy["0.5", "static", "perturbed"].interval()
-    assert f"perturbed {accuracy['0.5', 'static', 'perturbed'].value:.2f} [{low:.2f}, {high:.2f}]" in figure.alt
-    assert f"clean {accuracy['0', 'clean', 'clean'].value:.2f}" in figure.alt
-    assert f"largest class has a share of {accuracy['0', 'none', 'clean'].value:.2f}" in figure.alt
-    assert figures.attack_training(record, eps=0.5, split="random").alt != figure.alt
+    rows = figure.data.set_index(["test", "training"])
+    for at, cell in (
+        (("perturbed set", "trained on the perturbed set"), accuracy["0.5", "static", "perturbed"]),
+        (("clean", "trained on clean images"), accuracy["0", "clean", "clean"]),
+    ):
+        found = rows.loc[at, ["value", "low", "high"]].astype(float)
+        np.testing.assert_allclose(found, [cell.value, *cell.interval()])
+    chance = figure.draw(False).axes[0].lines[0].get_xdata()
+    assert chance[0] == accuracy["0", "none", "clean"].value
+    assert not figures.attack_training(record, eps=0.5, split="random").data.equals(figure.data)
     models = [m for m in record.header.models if "static_eps" in m.run and "static" not in m.run]
     ends = [m.losses[-1] for m in models if m.run["split_by"] == "patient"]
-    assert f"to {np.mean(ends):.3g}" in figures.losses(record, eps=0.5).alt
+    means = figures.losses(record, eps=0.5).data.query("line == 'trained on the perturbed set'")
+    assert means["value"].iloc[-1] == pytest.approx(np.mean(ends))
     for drawn in (figure, figures.losses(record, eps=0.5)):
         assert "seeds 0, 1" in drawn.caption and "SimpleCNN (from scratch)" in drawn.alt
+        assert drawn.name.endswith("phantom")
 
 
 def test_figures_of_the_ladder_show_the_clean_model_at_every_eps(measured):
@@ -415,19 +423,25 @@ def test_figures_of_the_ladder_show_the_clean_model_at_every_eps(measured):
     swept = quantities.of_network(record.outcomes, LARGE)
     ladder, leaks = figures.ladder(record), figures.leaks(record)
     clean = swept.accuracy["0", "clean", "clean"].value
-    assert f"clean, trained on clean images: {', '.join(f'{clean:.3g} at {e}' for e in (0.05, 0.2, 0.5))}" in ladder.alt
+    rows = ladder.data.query("panel.str.startswith('clean') and training == 'trained on clean images'")
+    rows = rows[rows["panel"].str.contains(base.network(LARGE), regex=False)]
+    assert rows["value"].tolist() == [clean] * 3 and sorted(rows["eps"]) == [0.05, 0.2, 0.5]
     misled = swept.mean("misled")["0.5", "static", "wrong label"].value
-    assert "by that label, trained on the perturbed set: " in leaks.alt and f"{misled:.3g} at 0.5" in leaks.alt
+    rows = leaks.data.query("panel.str.contains('by that label') and eps == 0.5")
+    assert misled in rows[rows["training"] == "trained on the perturbed set"]["value"].tolist()
     gap = quantities.catastrophic(record.outcomes, network=LARGE, eps=0.5)
     table = figures.over_fitting([record]).frame
-    assert table.shape == (2 * 3, 6) and table.iloc[-1]["FGSM less PGD"].startswith(f"{gap.value:.3f}")
+    assert table.shape == (2 * 3, 6) and table.iloc[-1]["FGSM less PGD"].startswith(
+        f"{100 * gap.value:.1f}".replace("-", "−")
+    )
 
 
 def test_figures_of_formulas(measured):
     record = measured[study.FORMULA]
     changed = record.outcomes.mean("mean change")["0.5", "printed"].value
-    assert "mean change, as printed, no sign: " in figures.formulas(record).alt
-    assert f"{changed:.3g} at 0.5; accuracy" in figures.formulas(record).alt
+    figure = figures.formulas(record)
+    rows = figure.data.query("formula == 'as printed, no sign' and eps == 0.5")
+    assert rows["value"].tolist()[0] == changed and f"by {changed:.3g} as printed" in figure.alt
 
 
 def test_the_table_has_a_row_a_training_and_a_column_a_test(measured):
@@ -437,7 +451,7 @@ def test_the_table_has_a_row_a_training_and_a_column_a_test(measured):
     names = ["SimpleCNN with batch norm (from scratch)"] * 2 + ["SimpleCNN (from scratch)"]
     assert frame["network"].tolist() == 2 * names and frame["perturbed"].iloc[2] == "–"
     static = quantities.of_network(record.outcomes, LARGE).accuracy["0.5", "static", "perturbed"]
-    assert frame["perturbed"].iloc[1].startswith(f"{static.value:.3f} [")
+    assert frame["perturbed"].iloc[1].startswith(f"{100 * static.value:.1f} [")
     assert len(figures.accuracies([measured[study.SMALLER[0.2]]], eps=0.2).frame) == 2
 
 

@@ -1,17 +1,26 @@
 """What benchmarks/results holds, as the page on benchmarks shows it: two tables, two figures, and their words."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
+import pandas as pd
 
-from hpatlib.plots.base import STYLE
+from hpatlib import plots
+from hpatlib.plots import charts
+from hpatlib.plots.charts import Style
 
 Result = dict[str, Any]
+VERDICTS = {
+    "met": Style("target met", charts.PAINT[0]),
+    "missed": Style("target missed", charts.PAINT[1], "s"),
+    "no target": Style("no target", charts.GREY, "D"),
+}
+SERIES = {
+    "predicted": Style("predicted", charts.GREY, ""),
+    "measured": Style("measured", charts.PAINT[0], "o", "none"),
+}
 
 
 def results(folder: Path) -> list[Result]:
@@ -63,51 +72,40 @@ def growths(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def png(canvas: Figure) -> bytes:
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", metadata={"Software": None})
-    plt.close(canvas)
-    return buffer.getvalue()
-
-
-def ratios_figure(rows: Sequence[dict[str, Any]]) -> bytes:
+def ratios_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
     """Ratios with their spread on a log axis, targets as ticks."""
-    with plt.style.context(STYLE):
-        canvas, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * len(rows)), layout="constrained")
-        for place, row in enumerate(rows):
-            colour = "C1" if row["met"] is False else "C0"
-            axis.plot([row["low"], row["high"]], [place, place], color=colour)
-            axis.plot(row["ratio"], place, "o", color=colour)
-            if row["target"] is not None:
-                axis.plot(row["target"], place, "|", color="black", markersize=12)
-        axis.axvline(1, color="grey", linewidth=0.8)
-        axis.set(
-            xscale="log", xlabel="ours over the peer's (less is better); bar: target", ylim=(len(rows) - 0.5, -0.5)
-        )
-        axis.set_yticks(range(len(rows)), [f"{row['what']}, {row['peer_name']}"[:70] for row in rows], fontsize=7)
-        return png(canvas)
+    table = pd.DataFrame(rows).rename(columns={"ratio": "value", "target": "threshold"}).astype({"threshold": float})
+    verdicts = ["missed" if met is False else "met" if met else "no target" for met in table["met"]]
+    table = table.assign(verdict=verdicts, label=table["what"] + ", " + table["peer_name"])
+    words: dict[str, Any] = {"xlabel": "ours over the peer's", "axes": {"xscale": "log"}, "line": 1.0}
+    missed = verdicts.count("missed")
+    return charts.figure(
+        [charts.forest(table, VERDICTS, **words)],
+        name="ratios",
+        caption="The ratios of the table: dots with their lowest and highest, less is better; upright marks: targets.",
+        alt=f"Dot chart of {len(table)} ratios from {ratio(table['value'].min())} to {ratio(table['value'].max())}; "
+        f"{missed} above their target.",
+    )
 
 
-def growth_figure(rows: Sequence[dict[str, Any]]) -> bytes:
+def growth_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
     """Measured seconds as points on the predicted line, a panel each."""
-    kinds = list(dict.fromkeys(row["what"] for row in rows))
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, len(kinds), figsize=(2.3 * len(kinds), 2.4), layout="constrained", squeeze=False)
-        for axis, kind in zip(axes[0], kinds, strict=True):
-            own = [row for row in rows if row["what"] == kind]
-            axis.plot([row["size"] for row in own], [row["predicted"] for row in own], color="grey")
-            done = [row for row in own if row["measured"] is not None]
-            axis.plot([row["size"] for row in done], [row["measured"] for row in done], "o", color="C0")
-            axis.set(xscale="log", yscale="log", xlabel=own[0]["unit"], title=kind)
-            axis.title.set_fontsize(8)
-            axis.set_xticks([row["size"] for row in own], [f"{row['size']:,}" for row in own], fontsize=7, rotation=45)
-            axis.minorticks_off()
-        axes[0][0].set_ylabel("seconds")
-        return png(canvas)
-
-
-def figure(name: str, alt: str, caption: str) -> str:
-    return f"```{{figure}} made/{name}.png\n:alt: {alt}\n\n{caption}\n```\n"
+    table, shown = pd.DataFrame(rows), []
+    for kind, own in table.groupby("what", sort=False):
+        long = own.melt(["what", "unit", "size"], ["predicted", "measured"], "series", "value").dropna()
+        long = long.assign(low=long["value"], high=long["value"]).astype({"size": float, "value": float})
+        words = {"title": kind, "xlabel": own["unit"].iloc[0], "ylabel": "seconds"}
+        words |= {"axes": {"xscale": "log", "yscale": "log"}, "ends": False}
+        shown.append(charts.curves(long, "size", "series", SERIES, **words))
+    done = table.dropna()
+    off = max((done["measured"] / done["predicted"]).max(), (done["predicted"] / done["measured"]).max())
+    return charts.figure(
+        shown,
+        name="growth",
+        columns=3,
+        caption="Measured (points) and predicted (lines).",
+        alt=f"Charts of measured seconds beside the predicted lines, at most {off:.1f} times off.",
+    )
 
 
 def made(folder: Path) -> dict[str, bytes]:
@@ -116,21 +114,14 @@ def made(folder: Path) -> dict[str, bytes]:
     scripts = sorted(
         path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "growth"
     )
-    texts = {"ratios": ratios(found, scripts)}
-    files: dict[str, bytes] = {}
-    if rows := [row for one in found for row in one["rows"]]:
-        files["ratios.png"] = ratios_figure(rows)
-        missed = sum(row["met"] is False for row in rows)
-        alt = (
-            f"{len(rows)} ratios from {ratio(min(r['ratio'] for r in rows))} to {ratio(max(r['ratio'] for r in rows))}"
-        )
-        texts["ratios"] += "\n" + figure("ratios", f"{alt}; {missed} above their target.", "The ratios of the table.")
-    steps = growth(found)
+    texts, rows, steps = (
+        {"ratios": ratios(found, scripts)},
+        [row for one in found for row in one["rows"]],
+        growth(found),
+    )
+    if rows:
+        texts["ratios"] += f"\n{ratios_figure(rows).html()}\n"
     texts["growth"] = growths(steps) if steps else "*Not measured.*\n"
     if steps:
-        files["growth.png"] = growth_figure(steps)
-        off = max(max(s["measured"] / s["predicted"], s["predicted"] / s["measured"]) for s in steps if s["measured"])
-        alt = f"Measured seconds beside the predicted lines, at most {off:.1f} times off."
-        texts["growth"] += "\n" + figure("growth", alt, "Measured (points) and predicted (lines).")
-    files |= {f"{name}.txt": text.encode() for name, text in texts.items()}
-    return {f"book/made/{name}": content for name, content in files.items()}
+        texts["growth"] += f"\n{growth_figure(steps).html()}\n"
+    return {f"book/made/{name}.txt": text.encode() for name, text in texts.items()}

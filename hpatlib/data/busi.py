@@ -91,7 +91,7 @@ SOURCE = Source(
     crop=None,
     mode="L",
     label="breast ultrasound",
-    colour="#7F8FD0",
+    colour="#CC79A7",
     kaggle="aryashah2k/breast-ultrasound-images-dataset",
     citation="W. Al-Dhabyani, M. Gomaa, H. Khaled, A. Fahmy: Dataset of breast ultrasound images, Data in Brief 28, "
     "2020, 104863, doi:10.1016/j.dib.2019.104863",

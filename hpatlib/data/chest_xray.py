@@ -49,7 +49,7 @@ SOURCE = Source(
     crop=None,
     mode="L",
     label="chest X-ray",
-    colour="#1B3A5C",
+    colour="#A0428C",
     kaggle="paultimothymooney/chest-xray-pneumonia",
     citation="D. Kermany, K. Zhang, M. Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for "
     "Classification, Mendeley Data, V2, 2018, doi:10.17632/rscbjbr9sj.2",

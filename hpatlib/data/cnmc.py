@@ -122,7 +122,7 @@ SOURCE = Source(
     crop=300,
     mode="RGB",
     label="C-NMC cells",
-    colour="#882255",
+    colour="#A0428C",
     kaggle="andrewmvd/leukemia-classification",
     citation="A. Gupta, R. Gupta: ALL Challenge dataset of ISBI 2019 (C-NMC 2019), The Cancer Imaging Archive, 2019, "
     "doi:10.7937/tcia.2019.dc64i46r",

@@ -210,7 +210,7 @@ class Source:
     crop: int | None = None
     mode: str = "L"
     label: str = ""
-    colour: str = "#555555"
+    colour: str = "#777777"
     kaggle: str = ""
     citation: str = ""
     licence: str = ""

@@ -74,7 +74,7 @@ def _source(key: str, *, positive: int, of: Source, doi: str, md5: str, **fields
 BREAST = _source(
     "breastmnist",
     title="BreastMNIST",
-    colour="#88CCEE",
+    colour="#3D9BD9",
     classes=("not malignant", "malignant"),
     positive=0,
     of=busi.SOURCE,
@@ -84,7 +84,7 @@ BREAST = _source(
 PNEUMONIA = _source(
     "pneumoniamnist",
     title="PneumoniaMNIST",
-    colour="#44AA99",
+    colour="#009E73",
     classes=chest_xray.SOURCE.classes,
     positive=1,
     of=chest_xray.SOURCE,

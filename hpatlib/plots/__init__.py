@@ -4,6 +4,7 @@ A document's own figures stand in its folder; nothing here knows a document, and
 """
 
 from hpatlib.plots.answers import answer, findings, origin, real
-from hpatlib.plots.base import Figure, Table, panels, stamp, verdicts
+from hpatlib.plots.base import Figure, Table, stamp, verdicts
+from hpatlib.plots.charts import panels
 
 __all__ = ["Figure", "Table", "answer", "findings", "origin", "panels", "real", "stamp", "verdicts"]

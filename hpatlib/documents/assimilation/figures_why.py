@@ -3,15 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.colors import SymLogNorm
-from matplotlib.ticker import NullFormatter
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from hpatlib.data import SOURCES
-from hpatlib.documents.assimilation.figures import frames
+from hpatlib.documents.assimilation.figures import _percent, frames
 from hpatlib.documents.assimilation.quantities import (
     FLAT,
     HALF,
@@ -24,7 +23,7 @@ from hpatlib.documents.assimilation.quantities import (
 )
 from hpatlib.outcomes import Cells, Outcomes
 from hpatlib.plots import base, charts
-from hpatlib.plots.base import STYLE, Figure, Table
+from hpatlib.plots.base import Figure, Table
 from hpatlib.plots.charts import Style
 from hpatlib.records import Record
 from hpatlib.statistics import Estimate
@@ -35,105 +34,104 @@ if TYPE_CHECKING:
 CREDIT = "Photographs: scikit-image's, CC0 or without known copyright restrictions"
 
 
+SIDES = {"along the gradient's sign": "x", "along random signs": "y"}
+DIRECTIONS = {
+    "along random signs": Style("along random signs", charts.PAINT[6]),
+    "along the gradient's sign": Style("along the gradient's sign", charts.PAINT[1], "D"),
+}
+SAID = "Means with 95 % intervals over trainings and images; small points: each training."
+
+
 def look(domain: str, dataset: str) -> Style:
-    """How a task looks: a data set's own label and colour."""
-    source = SOURCES[dataset]
-    return Style(source.label, source.colour, "o" if domain == "medical" else "D")
+    """How a task looks: a data set's own label and colour; natural images are diamonds, and their lines are whole."""
+    source, medical = SOURCES[dataset], domain == "medical"
+    label = source.label.replace("\n", " ")
+    return Style(label, source.colour, "o" if medical else "D", charts.DASHES[1] if medical else "-")
 
 
 def attention(record: Record) -> Figure:
     """How much of the Grad-CAM mass the brightest pixels hold (left), and the area that holds half of it (right)."""
-    o = record.outcomes
-    looks, area = _looks(o), {share: o.mean(f"area {share:g}") for share in SHARES}
-    with plt.style.context(STYLE):
-        canvas, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.9), width_ratios=(1, 1.15))
-        for task, style in looks.items():
-            x = [0, *(area[share][task.split("/")[0], task.split("/")[1]].value for share in SHARES), 1]
-            wide = 2 if task.startswith("natural") else 1.4
-            left.plot(x, [0, *SHARES, 1], ls=style.line, color=style.colour, lw=wide)
-        left.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=":")
-        left.axhline(HALF, color="#999999", lw=0.8)
-        left.set(xlabel="share of the pixels, brightest first", ylabel="share of the Grad-CAM mass", xlim=(0, 1))
-        left.set_ylim(0, 1)
-        told = _ranking(right, area[HALF], looks)
-        right.set(xlabel="share of the pixels with half of the mass", xlim=(0, 0.55))
-        right.axvline(HALF, color="#999999", lw=0.8, ls=":")
-        return base.finish(
-            canvas,
-            "Left: share of the Grad-CAM mass that the brightest pixels hold, mean over images, in the colours of the "
-            "right; a map that looks everywhere alike follows the dotted diagonal. Right: the attended area, the "
-            "smallest share of pixels with half of the mass; means with 95 % intervals over trainings and images, "
-            f"small points: each training. {base.label(record)}.",
-            f"Curves of Grad-CAM mass against share of pixels, and a dot chart of the attended area: {told}.",
-        )
+    o, rows = record.outcomes, []
+    area = {share: o.mean(f"area {share:g}") for share in SHARES}
+    for domain, dataset in _tasks(o):
+        held = [(0.0, 0.0), *((area[share][domain, dataset].value, share) for share in SHARES), (1.0, 1.0)]
+        rows += [{"task": f"{domain}/{dataset}", "area": x, "value": y} for x, y in held]
+    table = pd.DataFrame(rows).assign(low=np.nan, high=np.nan)
+    words: dict[str, Any] = {"xlabel": "pixels, brightest first, share", "ylabel": "Grad-CAM mass, %", "line": HALF}
+    words |= {"percent": "y", "axes": {"ylim": (0, 1), "xlim": (0, 1)}, "bands": False, "ends": False}
+    right = {"xlabel": "pixels with half of the mass, %", "line": HALF, "percent": "x", "axes": {"xlim": (0, 0.55)}}
+    return charts.figure(
+        [
+            charts.curves(table, "area", "task", _looks(o), **words),
+            _ranking(area[HALF], o, **right),
+        ],
+        name="attention",
+        record=record,
+        caption="Left: share of the Grad-CAM mass that the brightest pixels hold, mean over images. Right: the "
+        f"attended area, the smallest share of pixels with half of the mass; a map that is uniform has 50 %. {SAID}",
+        alt=f"Curves of Grad-CAM mass against share of pixels, and dots of the attended area: {_told(area[HALF], o)}.",
+    )
 
 
 def sharpness(record: Record) -> Figure:
     """Sharpness within ε (left) and largest curvature (right), in spreads of the logits, a row a task."""
     o = record.outcomes
     named = {
-        "relative": "rise of the loss within 4/255, spreads of the logits",
-        "curvature": "largest curvature, log₁₀ of squared spreads / (pixel range)²",
+        "relative": "rise of the loss within 4/255",
+        "curvature": "largest curvature, log₁₀",
     }
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
-        told = []
-        for axis, (column, title) in zip(axes, named.items(), strict=True):
-            told.append(f"{title}: {_ranking(axis, o.mean(column), _looks(o))}")
-            axis.set_xlabel(title, fontsize=7.5)
-        return base.finish(
-            canvas,
-            "How steep the loss is around test images, in units of how far apart each network's own logits are. Left: "
-            "how far PGD raises it within 4/255; right: the eigenvalue of the Hessian that is largest in size, "
-            f"{STRAIGHT:g} at least. Means with 95 % intervals over trainings and images; small points: each training. "
-            f"{base.label(record)}.",
-            f"Two dot charts. {'; '.join(told)}.",
-        )
+    return charts.figure(
+        [_ranking(o.mean(column), o, title=title, xlabel="spreads of the logits") for column, title in named.items()],
+        name="sharpness",
+        record=record,
+        share="y",
+        caption="How steep the loss is around test images, in units of how far apart each network's own logits are. "
+        "Left: how far PGD raises it within 4/255, in spreads; right: the eigenvalue of the Hessian that is largest "
+        f"in size, {STRAIGHT:g} at least, in squared spreads over a squared pixel range. {SAID}",
+        alt="Dot charts of sharpness and curvature, a row a task. Rise of the loss within 4/255, in spreads of the "
+        f"logits: {_told(o.mean('relative'), o)}.",
+    )
 
 
 def vulnerability(record: Record) -> Figure:
     """Accuracy on clean images, and the octaves of ε that the answers withstand, a row a task."""
     o = octaves(record.outcomes)
-    named = {"accuracy on clean images": o.accuracy, "octaves of ε withstood above 1/32 of 255": o.mean("octaves")}
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, 2, figsize=(7.2, 2.4), sharey=True)
-        told = []
-        for axis, (name, cells) in zip(axes, named.items(), strict=True):
-            told.append(f"{name}: {_ranking(axis, cells, _looks(o))}")
-            axis.set_xlabel(name)
-        axes[0].set_xlim(-0.02, 1.02)
-        return base.finish(
-            canvas,
-            "Accuracy, and how large an ε the answers withstand: an octave is a perturbation twice as large; 0 is an "
-            "image that is wrong already or falls below 1/32 of 255. Means with 95 % intervals over trainings and "
-            f"images; small points: each training. {base.label(record)}.",
-            f"Two dot charts. {'; '.join(told)}.",
-        )
+    clean = {"xlabel": "accuracy on clean images, %", "percent": "x", "axes": {"xlim": (-0.03, 1.03)}}
+    return charts.figure(
+        [_ranking(o.accuracy, o, **clean), _ranking(o.mean("octaves"), o, xlabel="octaves of ε withstood")],
+        name="vulnerability",
+        record=record,
+        share="y",
+        caption="Accuracy, and how large an ε the answers withstand: an octave is a perturbation twice as large; 0 "
+        f"is an image that is wrong already or falls below 1/32 of 255. {SAID}",
+        alt="Dot charts of accuracy and of octaves of ε withstood, a row a task. Octaves: "
+        f"{_told(o.mean('octaves'), o)}.",
+    )
 
 
 def smallest(record: Record) -> Figure:
     """The smallest ε of each image as a curve: what share of a task's images stands at each ε."""
-    o = record.outcomes
-    with plt.style.context(STYLE):
-        canvas, axis = plt.subplots(figsize=(5.2, 3))
-        told = []
-        for domain, dataset in _tasks(o):
-            style, least = look(domain, dataset), o.where(domain=domain, dataset=dataset).rows["smallest"].astype(float)
-            eps = np.geomspace(LEAST, MOST, 65)
-            stands = [(least > level).mean() for level in eps]
-            wide = 2.2 if domain == "natural" else 1.4
-            axis.plot(eps, stands, color=style.colour, lw=wide, label=style.label.replace("\n", " "))
-            told.append(f"{style.label}: median {least.median():.3g}")
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.set(xlabel="ε, in 1/255", ylabel="share that stands", ylim=(-0.03, 1.03))
-        charts.legend(canvas, axis)
-        return base.finish(
-            canvas,
-            "The share of test images that are right and that PGD does not change at each ε, all trainings together; "
-            f"thick: natural images. {base.label(record)}.",
-            f"Line chart. Median of the smallest ε, in 1/255: {'; '.join(told)}.",
-        )
+    o, rows, middles = record.outcomes, [], []
+    for domain, dataset in _tasks(o):
+        least = o.where(domain=domain, dataset=dataset).rows["smallest"].astype(float)
+        about, eps = {"task": f"{domain}/{dataset}"}, np.geomspace(LEAST, MOST, 33)
+        rows += [about | {"eps": float(level), "value": float((least > level).mean())} for level in eps]
+        middles.append(f"{look(domain, dataset).label} {least.median():.2g}")
+    table = pd.DataFrame(rows).assign(low=np.nan, high=np.nan)
+    words: dict[str, Any] = {"xlabel": "ε, in 1/255", "ylabel": "images that stand, %", "bands": False, "percent": "y"}
+    words |= {
+        "axes": {"xscale": "log", "ylim": (-0.03, 1.03)},
+        "ticks": [LEAST * 4**k for k in range(5)],
+        "ends": False,
+    }
+    return charts.figure(
+        [charts.curves(table, "eps", "task", _looks(o), **words)],
+        name="smallest",
+        record=record,
+        caption="The share of test images that are right and that PGD does not change at each ε, all trainings "
+        "together; whole line: natural images.",
+        alt=f"Falling curves of the share of images that stand against ε, a line a task. Median: {', '.join(middles)}.",
+    )
 
 
 def landscape(record: Record) -> pd.DataFrame:
@@ -143,69 +141,49 @@ def landscape(record: Record) -> pd.DataFrame:
 
 
 def landscapes(record: Record) -> Figure:
-    """Mean rise of the loss on slices of input space, a panel a task, all in one scale."""
-    frame = landscape(record)
-    tasks = list(frame.groupby(["domain", "dataset"], sort=False))
-    # Tasks differ by powers of ten: levels go up in threes, and the scale is a straight line only near zero.
-    top = next(k for k in range(-1, 9) if abs(frame["value"]).max() <= 10.0**k)
-    rise = [m * 10.0**k for k in range(-2, top) for m in (1, 3)] + [10.0**top]
-    steps = [-level for level in reversed(rise)] + rise
-    scale = SymLogNorm(linthresh=0.01, vmin=steps[0], vmax=steps[-1])
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(2, 3, figsize=(7.2, 4.7), sharex=True, sharey=True)
-        told = []
-        for axis, (task, shown) in zip(axes.flat, tasks, strict=False):
-            name = look(*task).label.replace("\n", " ")
-            grid = shown.pivot(index="y", columns="x", values="value")
-            filled = axis.contourf(grid.columns, grid.index, grid, levels=steps, cmap="PuOr_r", norm=scale)
-            axis.contour(grid.columns, grid.index, grid, levels=steps, colors="#222222", linewidths=0.5)
-            axis.plot(0, 0, "+", color="#222222", ms=7)
-            axis.set_title(name)
-            axis.set_aspect("equal")
-            axis.grid(False)
-            told.append(f"{name} {grid.loc[0].iloc[-1]:.2f}")
-        for axis in list(axes.flat)[len(tasks) :]:
-            axis.axis("off")
-        for axis in axes[-1]:
-            axis.set_xlabel("along the gradient's sign")
-        for axis in axes[:, 0]:
-            axis.set_ylabel("along random signs")
-        bar = canvas.colorbar(filled, ax=axes, label="mean rise of the cross-entropy, nats", shrink=0.8)
-        bar.set_ticks(steps, labels=[f"{level:g}".replace("-", "−") for level in steps])
-        return base.finish(
-            canvas,
-            "Loss slices: how far the mean cross-entropy rises above that of the clean images (+), along the sign of "
-            "its gradient and along random signs at right angles to it; both axes in grey levels of 255, "
-            f"colours in steps of about three. {base.label(record)}.",
-            f"Contour maps of the mean loss in one colour scale. Rise at the right edge, 4/255 along the gradient: "
-            f"{', '.join(told)}.",
-        )
+    """How far the mean loss rises at the edge of a slice, 4/255 from the images: along the gradient and across it."""
+    frame, rows = landscape(record), []
+    edge = frame["x"].max()
+    for name, at in SIDES.items():
+        there = frame[(frame[at] == edge) & (frame["y" if at == "x" else "x"] == 0)]
+        rows.append(there.assign(direction=name, task=there["domain"] + "/" + there["dataset"]))
+    table = pd.concat(rows).assign(low=lambda t: t["value"], high=lambda t: t["value"])
+    names = {task: style.label for task, style in _looks(record.outcomes).items()}
+    steep = table[table["direction"] == "along the gradient's sign"].set_index("task")["value"]
+    words: dict[str, Any] = {"names": names, "line": 0.0, "axes": {"xscale": "symlog"}}
+    return charts.figure(
+        [charts.dots(table, "task", DIRECTIONS, "direction", xlabel="mean rise of the loss, nats", **words)],
+        name="landscapes",
+        record=record,
+        caption=f"How far the mean cross-entropy rises above that of the clean images, {edge:g}/255 away from them: "
+        "along the sign of its gradient, and along random signs at right angles to it. The scale is straight within "
+        "±1 and logarithmic outside.",
+        alt=f"Dot chart of the mean rise of the loss {edge:g}/255 away, a row a task, along the gradient and across. "
+        f"Along it: {', '.join(f'{names[task]} {value:.2g}' for task, value in steep.items())}.",
+    )
 
 
 def slices(record: Record) -> Figure:
-    """The slices' middle rows and columns: mean rise of the loss along the gradient (left) and across it (right)."""
+    """Slices of input space: mean rise of the loss along the gradient (left) and across it (right), a line a task."""
     frame = landscape(record)
-    named = {"x": ("y", "along the gradient's sign, grey levels"), "y": ("x", "along random signs, grey levels")}
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
-        told = []
-        for axis, (along, (across, title)) in zip(axes, named.items(), strict=True):
-            for task, shown in frame[frame[across] == 0].groupby(["domain", "dataset"], sort=False):
-                style = look(*task)
-                name = style.label.replace("\n", " ")
-                axis.plot(shown[along], shown["value"], ls=style.line, color=style.colour, label=name)
-                told.append(f"{title}, {name}: {shown['value'].iloc[-1]:.2f}")
-            axis.set(xlabel=title)
-            axis.set_yscale("symlog", linthresh=0.1)
-            axis.axhline(0, color="#999999", lw=0.8)
-        axes[0].set_ylabel("mean rise of the loss, nats")
-        charts.legend(canvas, axes[0])
-        return base.finish(
-            canvas,
-            "The middle lines of the slices above, in a scale that is straight within ±0.1 and logarithmic outside. "
-            f"{base.label(record)}.",
-            f"Two line charts of the mean rise of the loss; at the right end: {'; '.join(told)}.",
-        )
+    frame = frame.assign(task=frame["domain"] + "/" + frame["dataset"], low=np.nan, high=np.nan)
+    words: dict[str, Any] = {"ylabel": "mean rise of the loss, nats", "axes": {"yscale": "symlog"}, "bands": False}
+    shown, ends = [], ""
+    for title, along in SIDES.items():
+        rows = frame[frame["y" if along == "x" else "x"] == 0]
+        words |= {"title": title, "xlabel": "grey levels of 255", "line": 0.0}
+        shown.append(charts.curves(rows, along, "task", _looks(record.outcomes), **words))
+        last = rows[rows[along] == rows[along].max()].set_index("dataset")["value"]
+        ends = ends or ", ".join(f"{SOURCES[name].label} {value:.2g}" for name, value in last.items())
+    return charts.figure(
+        shown,
+        name="slices",
+        record=record,
+        share="y",
+        caption="Slices of the loss: how far the mean cross-entropy rises above that of the clean images (0), in a "
+        "scale that is straight within ±1 and logarithmic outside.",
+        alt=f"Line charts of the mean rise of the loss, a line a task. At the right end, along the gradient: {ends}.",
+    )
 
 
 def scores(record: Record) -> Table:
@@ -222,40 +200,52 @@ def scores(record: Record) -> Table:
         o = record.outcomes.where(domain=domain, dataset=dataset)
         networks = {record.header.models[m].network for m in o.rows["model"]}
         row = {"task": look(domain, dataset).label.replace("\n", " ")}
-        row |= {"network": ", ".join(map(base.network, networks)), "accuracy": _number(o.accuracy[()])}
+        row |= {"network": ", ".join(map(base.network, networks)), "accuracy, %": _percent(o.accuracy[()])}
         if "smallest" in o.rows:
             row |= {"octaves withstood": _number(octaves(o).mean("octaves")[()])}
             row |= {"median smallest ε, of 255": f"{o.rows['smallest'].astype(float).median():.3g}"}
         row |= {title: _number(o.mean(column)[()]) for column, title in columns.items() if column in o.rows}
         found.append(row | {"images a training": o.rows.groupby("model", observed=True)["image"].nunique().max()})
     return Table(
-        pd.DataFrame(found), f"Means with 95 % intervals over trainings and groups of images. {base.label(record)}."
+        pd.DataFrame(found),
+        f"Means with 95 % intervals over trainings and groups of images. {base.label(record)}.",
+        base.named("scores", record),
     )
 
 
 def maps(shown: Sequence["Map"], record: Record) -> Figure:
     """An image of each task with its Grad-CAM map: the outlined pixels hold half of the map's mass."""
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(2, len(shown), figsize=(7.2, 2.9), squeeze=False)
-        told = []
-        for column, one in zip(axes.T, shown, strict=True):
-            name, values = look(one.domain, one.dataset).label, np.sort(one.heat, axis=None)[::-1]
-            level = float(values[max(0, round(one.area * len(values)) - 1)])
-            base.picture(column[0], one.picture)
-            base.picture(column[1], one.heat, cmap="cividis")
-            for axis, colour in zip(column, ("#FFB000", "white"), strict=True):
-                axis.contour(one.heat, levels=[min(level, 0.999)], colors=colour, linewidths=1.2)
-            column[0].set_title(name, fontsize=7.5)
-            column[1].set_xlabel(f"{100 * one.area:.0f} % of pixels", fontsize=7.5)
-            told.append(f"{name} {100 * one.area:.0f} %".replace("\n", " "))
-        axes[0][0].set_ylabel("image")
-        axes[1][0].set_ylabel("Grad-CAM")
-        return base.finish(
-            canvas,
-            "One test image of each task (medical ones are phantoms) and its Grad-CAM map for the predicted class; the "
-            f"outlined pixels hold half of the map's mass. {CREDIT}. {base.phantoms(record)}.",
-            f"Phantom pictures and crops of photographs with an outlined region, which covers: {', '.join(told)}.",
-        )
+    names = [look(one.domain, one.dataset).label for one in shown]
+
+    def outline(axis: Axes, row: int, column: int, extent: np.ndarray) -> None:
+        one = shown[column]
+        values, (left, right, bottom, top) = np.sort(one.heat, axis=None)[::-1], extent
+        level = min(0.999, float(values[max(0, round(one.area * len(values)) - 1)]))
+        down, across = one.heat.shape
+        x = left + (np.arange(across) + 0.5) / across * (right - left)
+        y = top + (np.arange(down) + 0.5) / down * (bottom - top)
+        axis.contour(x, y, one.heat, levels=[level], colors=("#FFB000", "white")[row], linewidths=1.2)
+
+    areas = [100 * one.area for one in shown]
+    notes = [[""] * len(shown), [f"{area:.0f} % of pixels" for area in areas]]
+    return charts.figure(
+        [
+            charts.strip(
+                [[one.picture for one in shown], [one.heat for one in shown]],
+                ["image", "Grad-CAM"],
+                names,
+                notes=notes,
+                marks=outline,
+                cmaps=["gray", "cividis"],
+                data=pd.DataFrame({"task": names, "pixels with half of the mass, %": areas}),
+            )
+        ],
+        name=base.named("maps", record),
+        caption="One test image of each task (medical ones are phantoms) and its Grad-CAM map for the predicted "
+        f"class; the outlined pixels hold half of the map's mass. {CREDIT}. {base.phantoms(record)}.",
+        alt="Phantom pictures and crops of photographs, each with a Grad-CAM map and an outlined region, which covers: "
+        f"{', '.join(f'{name} {area:.0f} %' for name, area in zip(names, areas, strict=True))}.",
+    )
 
 
 def oracle(frame: pd.DataFrame) -> Table:
@@ -268,66 +258,57 @@ def oracle(frame: pd.DataFrame) -> Table:
         shown,
         "Mean over windows and orientations by both, and the largest difference in any of them. Homogeneity, squared "
         "is scikit-image's own; the slides' is computed from scikit-image's matrix.",
+        "oracle",
     )
 
 
 def textures(images: Mapping[str, ArrayLike], features: pd.DataFrame, record: Record) -> Figure:
     """Textures ``[H, W]`` by name with one window drawn in, and ``why.orientations`` of them."""
-    looks = charts.styles(list(images))
-    with plt.style.context(STYLE):
-        canvas = plt.figure(figsize=(7.2, 3.9))
-        halves: Any = canvas.subfigures(2, 1, height_ratios=(1, 1.15))
-        upper, lower = halves
-        for axis, (name, image) in zip(upper.subplots(1, len(images)), images.items(), strict=True):
-            base.picture(axis, image)
-            middle = 5 * WINDOW
-            axis.add_patch(plt.Rectangle((middle, middle), WINDOW, WINDOW, fill=False, ec="#FFB000", lw=1.4))
-            axis.set_title(name, color=looks[name].colour)
-            axis.spines[:].set_color(looks[name].colour)
-            axis.spines[:].set_visible(True)
-        told = []
-        panels = lower.subplots(1, len(base.FEATURES))
-        for axis, (feature, title) in zip(panels, base.FEATURES.items(), strict=True):
-            for name, shown in features[features["feature"] == feature].groupby("texture", sort=False):
-                style, value = looks[str(name)], shown["value"]
-                axis.plot(shown["degrees"], value, style.marker + "-", ms=2.5, lw=1, color=style.colour)
-                told.append(f"{title}, {name}: {value.min():.3g} to {value.max():.3g}")
-            axis.axvspan(157.5, 337.5, color="#eeeeee", zorder=0, lw=0)
-            axis.set_title(title)
-            axis.set_xticks([0, 90, 180, 270], ["0°", "90°", "180°", "270°"], fontsize=6.5)
-            axis.tick_params(axis="y", labelsize=6.5)
-            if feature in ("asm", "contrast"):
-                axis.set_yscale("log")
-                axis.yaxis.set_minor_formatter(NullFormatter())
-        panels[1].set_yticks([200, 500, 1000, 2000], ["200", "500", "1000", "2000"])
-        panels[2].set_xlabel("orientation, distance 3; grey: the first four over again")
-        drawn = " and ".join(name for name in images if name.endswith("phantom"))
-        given = ", ".join(name for name in images if not name.endswith("phantom"))
-        return base.finish(
-            canvas,
-            f"Textures of 224 × 224 pixels with one window of 20 × 20, and their features by orientation, means over "
-            f"121 windows. {given}: scikit-image's, CC0; {drawn}: drawn, seed {record.header.seed}.",
-            f"Pictures of {', '.join(images)}; below, five line charts over eight orientations, where each value of "
-            f"the second half repeats one of the first. Ranges: {'; '.join(told)}.",
-        )
+    looks, size = charts.styles(list(images)), len(np.asarray(next(iter(images.values()))))
+
+    def window(axis: Axes, row: int, column: int, extent: np.ndarray) -> None:
+        corner = (extent[0] + 5 * WINDOW / size, extent[3] + 5 * WINDOW / size)
+        axis.add_patch(Rectangle(corner, WINDOW / size, WINDOW / size, fill=False, ec="#FFB000", lw=1.4))
+
+    spread = features.groupby("texture", sort=False)["value"].agg(["min", "max"]).reset_index()
+    strip = charts.strip([list(images.values())], [""], list(images), marks=window, data=spread)
+    table, shown = features.assign(low=np.nan, high=np.nan), []
+    for feature, title in base.FEATURES.items():
+        rows = table[table["feature"] == feature]
+        scale = {"yscale": "log"} if feature in ("asm", "contrast") else {}
+        words: dict[str, Any] = {"title": title, "xlabel": "orientation, degrees", "ticks": [0, 90, 180, 270]}
+        words |= {"bands": False, "ends": False, "height": (1.8, 1.8), "axes": scale}
+        shown.append(charts.curves(rows, "degrees", "texture", looks, **words))
+    drawn = " and ".join(name for name in images if name.endswith("phantom"))
+    given = ", ".join(name for name in images if not name.endswith("phantom"))
+    return charts.figure(
+        [strip, *shown],
+        name=base.named("glcm", record),
+        columns=3,
+        share="x",
+        caption=f"Textures of {size} × {size} pixels with one window of {WINDOW} × {WINDOW}, and their features by "
+        "orientation at distance 3, means over 121 windows; the second half of the orientations repeats the first. "
+        f"{given}: scikit-image's, CC0; {drawn}: drawn, seed {record.header.seed}.",
+        alt=f"Pictures of {', '.join(images)}; below, line charts of five features over eight orientations: each value "
+        "of the second half repeats one of the first.",
+    )
 
 
 def monotony(record: Record) -> Figure:
     """Each feature's mean over windows with texture, and the share of flat windows, a row a set."""
     o, names = record.outcomes, {"flat": "flat windows, share", **base.FEATURES}
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(2, 3, figsize=(7.2, 3.9), sharey=True)
-        told = []
-        for axis, (column, title) in zip(axes.flat, names.items(), strict=True):
-            told.append(f"{title}: {_ranking(axis, o.mean(column), _looks(o))}")
-            axis.set_title(title)
-        return base.finish(
-            canvas,
-            f"Texture of medical and natural images at 224 pixels. Flat windows span less than {FLAT} grey levels; "
-            "the features are means over the others. Points: mean over images; bars: 95 % intervals over groups of "
-            f"images that belong together. {base.label(record)}.",
-            f"Six dot charts. {'; '.join(told)}.",
-        )
+    return charts.figure(
+        [_ranking(o.mean(column), o, title=title) for column, title in names.items()],
+        name="monotony",
+        record=record,
+        columns=3,
+        share="y",
+        caption=f"Texture of medical and natural images at 224 pixels. Flat windows span less than {FLAT} grey levels; "
+        "the features are means over the others. Points: mean over images; bars: 95 % intervals over groups of "
+        "images that belong together.",
+        alt="Six dot charts of texture features, a row a set of images. Homogeneity: "
+        f"{_told(o.mean('homogeneity'), o)}.",
+    )
 
 
 def _tasks(o: Outcomes) -> list[tuple[str, str]]:
@@ -339,10 +320,15 @@ def _looks(o: Outcomes) -> dict[str, Style]:
     return {f"{domain}/{dataset}": look(domain, dataset) for domain, dataset in _tasks(o)}
 
 
-def _ranking(axis: plt.Axes, cells: Cells, looks: Mapping[str, Style]) -> str:
-    """A row a task; returns what it shows."""
+def _ranking(cells: Cells, o: Outcomes, **words: Any) -> charts.Panel:
+    """A row a task."""
     table, each = frames({("/".join(key),): estimate for key, estimate in cells.items()}, "task")
-    return ", ".join(charts.ranking(axis, table, each if len(each) else None, "task", looks))
+    return charts.dots(table, "task", _looks(o), each=each if len(each) else None, **words)
+
+
+def _told(cells: Cells, o: Outcomes) -> str:
+    """Values by task, for an alt text."""
+    return ", ".join(f"{look(*task).label} {cells[task].value:.2g}" for task in _tasks(o))
 
 
 def _number(estimate: Estimate) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -14,67 +14,68 @@ from hpatlib.documents.hpat import quantities
 from hpatlib.documents.hpat.quantities import CLEAN, LEAST, PEERS, PIXEL, SPATIAL, STBO
 from hpatlib.outcomes import Cells, Outcomes
 from hpatlib.plots import base, charts
-from hpatlib.plots.base import STYLE, Figure, Table
+from hpatlib.plots.base import Figure, Table
 from hpatlib.plots.charts import Style
 from hpatlib.records import Record
+from hpatlib.statistics import Estimate, average
 
 if TYPE_CHECKING:
     from hpatlib.documents.hpat.study import Pictures, Walk
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito), one a method in every chapter.
+# A method looks the same in every chapter.
 METHODS = {
-    "STBO": Style("STBO", "#0072B2"),
-    STBO[1]: Style(STBO[1], "#0072B2", "o", "--"),
-    STBO[2]: Style(STBO[2], "#0072B2", "o", ":"),
-    "STM": Style("STM (grids)", "#D55E00", "s"),
-    "DIRECT": Style("DIRECT", "#E69F00"),
-    "local": Style("Sobol, then local", "#882255"),
-    "gradient": Style("gradients", "#56B4E9"),
-    "Sobol": Style("Sobol", "#009E73"),
-    "random": Style("random", "#CC79A7"),
+    "STM": Style("STM (grids)", charts.PAINT[1], "s", "none"),
+    "STBO": Style("STBO", charts.PAINT[0], width=2.2),
+    "DIRECT": Style("DIRECT", charts.GREY, "D", charts.DASHES[1], 1.1),
+    "local": Style("Sobol, then local", charts.GREY, "v", charts.DASHES[2], 1.1),
+    "gradient": Style("gradients", charts.GREY, "^", charts.DASHES[3], 1.1),
+    "Sobol": Style("Sobol", charts.GREY, "P", charts.DASHES[4], 1.1),
+    "random": Style("random", charts.GREY, "X", charts.DASHES[5], 1.1),
 }
+PAIRS = {
+    f"{own}-{grid}": METHODS["STBO"]._replace(label=own if own == grid else f"{own} against {grid}")
+    for own, grid in (("9", "9"), ("27", "27"), ("99", "99"), ("100", "775"))
+}  # queries of STBO and of STM
 BOXES = {"30": "±30°, ±3 px", "180": "±180°, ±12 px of 300"}
 READINGS = {"fixed": "one fixed transform", "searched": "the worst that STBO finds"}
 BRANCHES = {
-    "shared": Style("without MixBN", "#0072B2"),
-    "clean": Style("MixBN, clean branch", "#D55E00", "s"),
-    "adv": Style("MixBN, adversarial branch", "#009E73", "D"),
+    "shared": Style("without MixBN", charts.PAINT[0]),
+    "clean": Style("MixBN, clean branch", charts.PAINT[1], "s"),
+    "adv": Style("MixBN, adversarial branch", charts.PAINT[2], "D"),
 }
 PLACES = {"H0": "clean", "H6": "hybrid (H6)"}
 PREVALENCE = (
     "The document's numbers fit about two malignant cells to one healthy, on which binary precision and F1 depend; the "
     "subset of C-NMC and the phantoms have one to one."
 )
-INTERVALS = "whiskers: 95 % intervals over trainings and images"
-BOX = {"boxstyle": "round,pad=0.4", "facecolor": "#EAF2F8", "edgecolor": "#0072B2"}
+INTERVALS = "bars: 95 % intervals over trainings and images"
+SHARE: dict[str, Any] = {"percent": "y", "axes": {"ylim": (-0.03, 1.03)}}
+ACROSS: dict[str, Any] = {"percent": "x", "axes": {"xlim": (-0.03, 1.03)}}
 
 
 def flips(shown: Pictures, record: Record) -> Figure:
-    """A phantom of each class (a row) under each perturbation (a column), the model's answer and confidence above.
-
-    Wrong answers are red, with a cross.
-    """
-    names, turned = list(shown.images), set()
-    with plt.style.context(STYLE):
-        size = (1.25 * len(names), 1.6 * len(shown.labels))
-        canvas, axes = plt.subplots(len(shown.labels), len(names), figsize=size, squeeze=False)
-        for row, label in enumerate(shown.labels):
-            for axis, name in zip(axes[row], names, strict=True):
-                guess = int(shown.predictions[name][row])
-                base.picture(axis, shown.images[name][row])
-                turned |= {name} if guess != label else set()
-                mark, colour = ("✓", "#222222") if guess == label else ("✗", "#B00020")
-                percent = 100 * float(shown.confidences[name][row])
-                axis.set_title(f"{mark} {shown.classes[guess]} {percent:.0f} %", color=colour)
-                axis.set_xlabel(name if row == len(shown.labels) - 1 else "")
-            axes[row][0].set_ylabel(f"truth: {shown.classes[int(label)]}")
-        return base.finish(
-            canvas,
-            f"One phantom of each class under each perturbation, with the model's answer. {base.phantoms(record)}.",
-            f"Two phantom cells, one of class {' and one of class '.join(shown.classes)}, clean and under "
-            f"{len(names) - 1} perturbations. The answer turns wrong for at least one under: "
-            f"{', '.join(name for name in names if name in turned) or 'none'}.",
-        )
+    """A phantom of each class under each perturbation, the model's answer and confidence above; a cross: wrong."""
+    names, rows = list(shown.images), []
+    notes: list[list[str]] = []
+    for k, truth in enumerate(shown.labels):
+        notes.append([])
+        for name in names:
+            guess, sure = int(shown.predictions[name][k]), float(shown.confidences[name][k])
+            notes[-1].append(f"{'✓' if guess == truth else '✗'} {shown.classes[guess]} {100 * sure:.0f} %")
+            about = {"perturbation": name, "truth": shown.classes[int(truth)], "answer": shown.classes[guess]}
+            rows.append(about | {"confidence": sure, "right": guess == truth})
+    data = pd.DataFrame(rows)
+    truths = [f"truth: {shown.classes[int(label)]}" for label in shown.labels]
+    images = [[shown.images[name][k] for name in names] for k in range(len(truths))]
+    turned = data[~data["right"]]["perturbation"].nunique()
+    return charts.figure(
+        [charts.strip(images, truths, names, notes=notes, data=data)],
+        name=base.named("flips", record),
+        caption="One phantom of each class under each perturbation, with the model's answer: ✓ right, ✗ wrong. "
+        f"{base.phantoms(record)}.",
+        alt=f"Pictures of two phantom cells, clean and under {len(names) - 1} perturbations, with the model's answers: "
+        f"{turned} of them turn at least one answer wrong.",
+    )
 
 
 def flip_rates(record: Record) -> Figure:
@@ -85,20 +86,27 @@ def flip_rates(record: Record) -> Figure:
         "ROI (eq. 15)": o.invariance(**clean),
         "correct predictions flipped": o.flipped(**clean),
     }
-    looks = charts.styles(list(cells))
     table, each = (_stacked(cells, kind) for kind in ("table", "each"))
-    with plt.style.context(STYLE):
-        canvas, axis = plt.subplots(figsize=(7.2, 2.8))
-        names = {name: name.replace(" ", "\n") for name in o.values("perturbation")}
-        told = charts.points(axis, table, each, "perturbation", "measure", looks, names=names)
-        axis.set(ylim=(-0.03, 1.05), ylabel="share of images")
-        charts.legend(canvas, axis)
-        return base.finish(
-            canvas,
-            f"What each perturbation does to predictions. Dots: mean over trainings; {INTERVALS}; small dots: each "
-            f"training. {base.label(record)}.",
-            f"Dot chart of accuracy, ROI and share of flipped correct predictions. {'; '.join(told)}.",
-        )
+    flipped = cells["correct predictions flipped"]
+    most = max((key for key in flipped if key[0] != "clean"), key=lambda key: flipped[key].value)
+    panel = charts.dots(
+        table,
+        "perturbation",
+        charts.styles(list(cells)),
+        "measure",
+        each=each,
+        xlabel="share of images, %",
+        **ACROSS,
+    )
+    return charts.figure(
+        [panel],
+        name="flip-rates",
+        record=record,
+        caption=f"What each perturbation does to predictions. Dots: mean over trainings; {INTERVALS}; small dots: each "
+        "training.",
+        alt="Dot chart of accuracy, ROI and correct predictions flipped, a row a perturbation. Most are flipped under "
+        f"{most[0]}: {_share(flipped[most])}.",
+    )
 
 
 def least_noise(record: Record) -> Table:
@@ -114,6 +122,7 @@ def least_noise(record: Record) -> Table:
         pd.DataFrame(rows),
         "The least noise that PGD needs to change a correct answer, image by image, with 95 % intervals; the ratio has "
         f"no unit. {base.label(record)}.",
+        base.named("least-noise", record),
     )
 
 
@@ -124,7 +133,7 @@ def _stacked(cells: dict[str, Cells], kind: str) -> pd.DataFrame:
 
 
 def classification(records: list[Record]) -> Table:
-    """Table 1: its numbers beside ours, in percent, precision, recall and F1 in both averages (H4)."""
+    """Table 1: its numbers beside ours, in per cent, precision, recall and F1 in both averages (H4)."""
     printed = documents.published_table("hpat", "table1")
     heads = {"ACC": "ACC", "PRE": "PRE (macro)", "F1": "F1 (macro)", "AUC": "AUC"}
     rows = [
@@ -135,9 +144,9 @@ def classification(records: list[Record]) -> Table:
     for record in records:
         o = record.outcomes.where(environment="H0")
         scores = {"ACC": o.accuracy, "AUC": o.auc}
-        for average in ("macro", "binary"):
-            scores |= {f"PRE ({average})": o.precision(average), f"REC ({average})": o.recall(average)}
-            scores |= {f"F1 ({average})": o.f1(average)}
+        for mean in ("macro", "binary"):
+            scores |= {f"PRE ({mean})": o.precision(mean), f"REC ({mean})": o.recall(mean)}
+            scores |= {f"F1 ({mean})": o.f1(mean)}
         for name in o.values("network"):
             row = {"network": base.network(name), "source": _source(record)}
             rows.append(row | {head: _percent(cells, name) for head, cells in scores.items()})
@@ -148,8 +157,9 @@ def classification(records: list[Record]) -> Table:
     columns = ["network", "source", *(c for c in order if c in frame)]
     return Table(
         frame[columns],
-        "Classification of clean images, in percent. The document prints one value and no average; ours have 95 % "
+        "Classification of clean images, in per cent. The document prints one value and no average; ours have 95 % "
         f"intervals over trainings and images. {PREVALENCE} {_labels(records)}.",
+        base.named("classification", *records),
     )
 
 
@@ -180,6 +190,7 @@ def subjects(record: Record) -> Table:
         pd.DataFrame(rows),
         "Who decides: clean test images by the healthy subject that is held out, and the share of each class that is "
         f"answered right, mean over the seeds. {base.label(record)}.",
+        base.named("subjects", record),
     )
 
 
@@ -201,10 +212,13 @@ def _cells(o: Outcomes, which: pd.Series) -> int:
 
 
 def _percent(cells: Cells, *key: str) -> str:
-    """A cell as the tables show it, in percent with its interval."""
-    estimate = cells[key]
-    low, high = estimate.interval()
-    return f"{100 * estimate.value:.1f} [{100 * max(0, low):.0f}, {100 * min(1, high):.0f}]"
+    """A cell as the tables show it, in per cent with its interval."""
+    low, high = cells[key].interval()
+    return base.percent(cells[key].value, max(0, low), min(1, high))
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.1f} %"
 
 
 def _source(record: Record) -> str:
@@ -216,33 +230,79 @@ def _labels(records: list[Record]) -> str:
 
 
 def robustness(record: Record, *, split: str | None = None) -> Figure:
-    """Accuracy and ROI over H0…H6, a column a reading of the environments, a line a network or a training."""
+    """Accuracy and ROI over H0…H6, a panel a reading of the environments, a line a network or a training.
+
+    Trainings stand beside the two accuracies that the text prints; networks stand in grey beside their mean, which
+    leaves out those that have nothing to lose, and beside their clean accuracies in table 1.
+    """
     o = record.outcomes if split is None else record.outcomes.where(split=split)
     by = o.conditions[0]  # "network" or "training"
-    looks = charts.styles(o.values(by), {name: base.network(name) for name in o.values(by)})
-    measures = {"accuracy": o.accuracy, "ROI (eq. 15)": o.invariance(**CLEAN)}
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(2, 2, figsize=(7.2, 4.8), sharex=True, sharey=True)
-        told = []
-        for row, (measure, cells) in enumerate(measures.items()):
+    if by == "network":
+        able = quantities.competent(o)
+        looks = _networks(o, able)
+    else:
+        able, looks = [], charts.styles(o.values(by))
+        looks["published"] = charts.published(looks["Standard"])
+    shown = []
+    for measure, cells in {"accuracy": o.accuracy, "ROI (eq. 15)": o.invariance(**CLEAN)}.items():
+        for reading, title in READINGS.items():
             table = cells.table()
-            for column, (reading, title) in enumerate(READINGS.items()):
-                axis = axes[row][column]
-                shown = table[table["reading"].isin(("clean", reading))].sort_values("environment", kind="stable")
-                lines = charts.lines(axis, shown, "environment", by, looks)
-                told += [f"{title}, {measure}, {line}" for line in lines]
-                axis.set_ylim(-0.03, 1.03)
-                axis.set_title(f"environment read as {title}" if row == 0 else "")
-                axis.set_xlabel("environment" if row == 1 else "")
-            axes[row][0].set_ylabel(measure)
-        charts.legend(canvas, axes[0][0])
-        held = "" if split is None else f", split by {split}"
-        return base.finish(
-            canvas,
-            f"Accuracy and ROI over the environments{held}. Points: mean over trainings; {INTERVALS}. "
-            f"{base.label(record)}.",
-            f"Line charts of accuracy and ROI over H0 to H6 in two readings{held}. {'; '.join(told)}.",
-        )
+            table = table[table["reading"].isin(("clean", reading))]
+            if by == "network":
+                table = pd.concat([table, _mean(cells, table, able)])
+            if measure == "accuracy":
+                table = pd.concat([table, _printed(by)])
+            table = table.sort_values("environment", kind="stable")
+            words = SHARE | {"title": title, "xlabel": "environment", "ylabel": f"{measure}, %"}
+            shown.append(charts.curves(table, "environment", by, looks, **words))
+    who = "mean" if by == "network" else "Standard"
+    fall = shown[0].data[shown[0].data[by] == looks[who].label]["value"]
+    held = "" if split is None else f", split by {split}"
+    marked = " Bold: mean over networks that beat answering the largest class; dotted: those that do not."
+    return charts.figure(
+        shown,
+        name="robustness",
+        record=record,
+        share="xy",
+        caption=f"Accuracy and ROI over the environments{held}. Points: mean over trainings; {INTERVALS}; hollow: "
+        f"published.{marked if by == 'network' else ''}",
+        alt=f"Line charts of accuracy and ROI from H0 to H6, a panel a reading, a line a {by}. With one fixed "
+        f"transform {'the mean' if by == 'network' else 'standard training'} goes from {100 * fall.iloc[0]:.1f} to "
+        f"{100 * fall.iloc[-1]:.1f} % accuracy.",
+    )
+
+
+def _networks(o: Outcomes, able: list[str]) -> dict[str, Style]:
+    """Grey lines for networks, dotted for those with nothing to lose, and a bold one for the mean of the others."""
+    looks = {}
+    for number, name in enumerate(o.values("network")):
+        constant = name not in able
+        label = base.network(name).partition(" (")[0] + (", guesses" if constant else "")
+        line = (0, (1, 1.5)) if constant else "-"
+        looks[name] = Style(label, charts.GREY, charts.MARKERS[number % 8], line, 0.9)
+    looks["mean"] = Style("mean", charts.PAINT[1], width=2.4)
+    return looks | {"published": Style("published (table 1)", charts.PAINT[0], "o", "none", 0.9, hollow=True)}
+
+
+def _mean(cells: Cells, table: pd.DataFrame, able: list[str]) -> pd.DataFrame:
+    """The mean over networks in each environment of ``table``, as rows of it."""
+    rows = []
+    for place, reading in dict.fromkeys(zip(table["environment"], table["reading"], strict=True)):
+        found = average(*(cells[name, place, reading] for name in able))
+        low, high = found.interval()
+        about = {"network": "mean", "environment": place, "reading": reading}
+        rows.append(about | {"value": found.value, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def _printed(by: str) -> pd.DataFrame:
+    """The document's accuracies in H0 and H6: the text's of standard training, table 1's of networks."""
+    if by == "network":
+        values = [("H0", float(value)) for value in documents.published_table("hpat", "table1")["ACC"]]
+    else:
+        values = [(name, documents.published("hpat")[f"accuracy_{name.lower()}"]["value"]) for name in ("H0", "H6")]
+    rows = [{by: "published", "environment": place, "value": value} for place, value in values]
+    return pd.DataFrame(rows).assign(low=np.nan, high=np.nan)
 
 
 def h6(record: Record) -> Table:
@@ -259,9 +319,10 @@ def h6(record: Record) -> Table:
         rows.append(row)
     return Table(
         pd.DataFrame(rows),
-        "Accuracy in percent. Own threshold: the margin that tells the classes of training images apart best, set in "
+        "Accuracy in per cent. Own threshold: the margin that tells the classes of training images apart best, set in "
         "the same environment. Worst: the hardest of two searches, a search by gradients and a suite of pixel attacks, "
         f"for a sample. {base.label(record)}.",
+        base.named("h6", record),
     )
 
 
@@ -290,8 +351,9 @@ def nearest_to_figure_4(record: Record) -> Table:
     rows.append({"split by": "the document", "H6 read as": "not said", "H0": "84.5", "H6": "48.3"})
     return Table(
         pd.DataFrame(rows).fillna("–"),
-        "Which reading comes nearest to the numbers in the text: accuracy of standard training, in percent. "
+        "Which reading comes nearest to the numbers in the text: accuracy of standard training, in per cent. "
         f"{base.label(record)}.",
+        base.named("nearest-to-figure-4", record),
     )
 
 
@@ -300,94 +362,112 @@ def heat(record: Record) -> Figure:
     table = record.outcomes.invariance(environment=quantities.STILL).table()
     cells = table["environment"].str.extract(r"(?P<eps>\d+)/255, (?P<rotation>\d+)°").astype(float)
     table = table.assign(eps=cells["eps"], rotation=cells["rotation"])
+    words = {"xlabel": "rotation, degrees", "ylabel": "ε, in 1/255"}
     names = list(dict.fromkeys(table["training"]))
-    with plt.style.context(STYLE):
-        size = (3.2 * len(names) + 0.8, 2.6 * len(READINGS))
-        canvas, axes = plt.subplots(len(READINGS), len(names), figsize=size, squeeze=False, sharex=True, sharey=True)
-        told = []
-        for row, (reading, title) in enumerate(READINGS.items()):
-            for axis, name in zip(axes[row], names, strict=True):
-                shown = table[(table["training"] == name) & (table["reading"] == reading)]
-                picture = charts.heat(axis, shown, "rotation", "eps")
-                axis.set_title(f"{name}, {title}")
-                corner = shown.sort_values(["eps", "rotation"])["value"].iloc[-1]
-                told.append(f"{name}, {reading}: mean {shown['value'].mean():.2f}, worst corner {corner:.2f}")
-            axes[row][0].set_ylabel("ε, in 1/255")
-        for axis in axes[-1]:
-            axis.set_xlabel("rotation, degrees")
-        canvas.colorbar(picture, ax=axes, label="ROI (eq. 15)", shrink=0.8)
-        return base.finish(
-            canvas,
-            f"ROI under PGD at ε and a rotation, mean over {len(record.seeds)} trainings, split by patient. "
-            f"{base.label(record)}.",
-            f"Heat maps of the ROI over ε and rotation. {'; '.join(told)}.",
-        )
+    shown = {
+        (reading, name): table[(table["training"] == name) & (table["reading"] == reading)]
+        for reading in READINGS
+        for name in names
+    }
+    means = ", ".join(f"{name} {100 * shown['searched', name]['value'].mean():.0f} %" for name in names)
+    return charts.figure(
+        [
+            charts.heat(part, "rotation", "eps", title=f"{name}, {READINGS[reading]}", **words)
+            for (reading, name), part in shown.items()
+        ],
+        name="grid",
+        record=record,
+        columns=len(names),
+        share="xy",
+        caption="ROI (equation 15) in per cent under PGD at ε and a rotation, mean over "
+        f"{len(record.seeds)} trainings, split by patient.",
+        alt="Heat maps of the ROI over ε and rotation, a column a training, a row a reading. Mean over the cells, "
+        f"where STBO searches: {means}.",
+    )
 
 
 def searches(record: Record) -> Figure:
-    """Figure 6: worst loss (above) and ROI (below) against queries, a column a box.
+    """Figure 6: mean worst loss against queries, and STBO's less that of a grid of as many points, image by image.
 
-    STM's grids are points, for a grid has no best so far: each is its own search.
+    STM's grids are points, for a grid has no best so far: each is its own search. STBO is the mean of its three seeds.
     """
-    o = record.outcomes
-    measures = {"mean worst loss, nats": o.mean("loss"), "ROI (eq. 15)": _steadiness(record)}
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(2, len(BOXES), figsize=(7.2, 5.2), sharex=True, squeeze=False)
-        told = []
-        for row, (measure, cells) in enumerate(measures.items()):
-            table = cells.table()
-            table = table[table["method"] != "any"].astype({"queries": int})
-            for column, (box, title) in enumerate(BOXES.items()):
-                axis, shown = axes[row][column], table[table["box"] == box]
-                curves = {name: look for name, look in METHODS.items() if name != "STM"}
-                told += [
-                    f"{title}, {measure}, {line}"
-                    for line in charts.lines(axis, shown, "queries", "method", curves, bars=False)
-                ]
-                grids = {"STM": METHODS["STM"]._replace(line="none")}
-                told += [
-                    f"{title}, {measure}, {line}" for line in charts.lines(axis, shown, "queries", "method", grids)
-                ]
-                axis.set_xscale("log")
-                axis.set_xticks([1, 10, 100, 775], ["1", "10", "100", "775"])
-                axis.minorticks_off()
-                axis.set_title(title if row == 0 else "")
-                axis.set_xlabel("queries an image" if row == 1 else "")
-            axes[row][0].set_ylabel(measure)
-        axes[1][0].set_ylim(-0.03, 1.03)
-        axes[1][1].set_ylim(-0.03, 1.03)
-        charts.legend(canvas, axes[0][0], 4)
-        return base.finish(
-            canvas,
-            "Mean worst loss and ROI against queries, a gradient counted as three; bands and bars are 95 % intervals "
-            "over trainings and images. "
-            f"{base.label(record)}.",
-            f"Line charts of worst loss and ROI against queries. {'; '.join(told)}.",
-        )
+    loss = record.outcomes.mean("loss")
+    table = loss.table().query("method in @METHODS and method != 'STBO'")
+    table = pd.concat([table, _rows(_seeds(loss))]).astype({"queries": int}).sort_values("queries", kind="stable")
+    gaps = _rows(_paired(loss))
+    shown = []
+    for box, title in BOXES.items():
+        words: dict[str, Any] = {"title": title, "xlabel": "queries an image", "ylabel": "mean worst loss, nats"}
+        words |= {"ticks": [1, 10, 100, 775], "axes": {"xscale": "log"}, "bands": False}
+        shown.append(charts.curves(table[table["box"] == box], "queries", "method", METHODS, **words))
+    for box, title in BOXES.items():
+        words = {"title": f"STBO less STM, {title}", "xlabel": "difference in worst loss, nats", "line": 0}
+        words |= {"ylabel": "queries an image"}
+        shown.append(charts.dots(gaps[gaps["box"] == box], "method", PAIRS, **words))
+    wide = gaps[(gaps["box"] == "180")].iloc[-1]
+    return charts.figure(
+        shown,
+        name="searches",
+        record=record,
+        caption="Above: mean worst loss against queries, a gradient counted as three. Below: how much louder STBO, "
+        "mean over three search seeds, leaves the loss than a grid, image by image: right of zero speaks for STBO; "
+        f"{INTERVALS}.",
+        alt="Line charts of worst loss against queries for seven searches in two ranges, and dots of STBO less the "
+        f"grid. ±180°, 100 queries against the grid's 775: {wide['value']:+.2f} nats.",
+    )
 
 
 def paired_searches(record: Record) -> Figure:
-    """Figure 6 as a paired difference: ROI under STM less ROI under STBO at as many queries, by box."""
-    roi = _steadiness(record)
-    rows = []
-    for box in BOXES:
-        for budget in ("9", "27", "99"):
-            estimate = roi[box, "STM", budget] - quantities.stbo_mean(roi, box, budget)
-            low, high = estimate.interval()
-            rows.append({"box": box, "queries": budget, "value": estimate.value, "low": low, "high": high})
-    with plt.style.context(STYLE):
-        canvas, axis = plt.subplots(figsize=(5.2, 2.4))
-        looks = charts.styles(list(BOXES), BOXES)
-        told = charts.points(axis, pd.DataFrame(rows), None, "queries", "box", looks)
-        axis.axhline(0, color="#555555", lw=0.8)
-        axis.set(ylabel="ROI of STM less\nROI of STBO", xlabel="queries an image")
-        charts.legend(canvas, axis)
-        return base.finish(
-            canvas,
-            "How much lower STBO, mean over three search seeds, leaves the ROI than a grid of as many points, image by "
-            f"image: above zero speaks for STBO; {INTERVALS}. {base.label(record)}.",
-            f"Dot chart of paired differences in ROI at 9, 27 and 99 queries. {'; '.join(told)}.",
+    """Figure 6 as a paired difference: ROI under STM less ROI under STBO, by box."""
+    gaps = _rows({key: -1 * gap for key, gap in _paired(_steadiness(record)).items()})
+    shown = [
+        charts.dots(
+            gaps[gaps["box"] == box],
+            "method",
+            PAIRS,
+            line=0,
+            title=title,
+            xlabel="difference in ROI, points",
+            percent="x",
         )
+        for box, title in BOXES.items()
+    ]
+    middle = gaps[gaps["box"] == "180"].iloc[2]
+    return charts.figure(
+        shown,
+        name="paired-searches",
+        record=record,
+        share="y",
+        caption="How much lower STBO, mean over three search seeds, leaves the ROI than a grid, image by image: right "
+        f"of zero speaks for STBO; {INTERVALS}.",
+        alt="Dot charts of ROI under STM less ROI under STBO, a panel a range, a row a budget. At ±180° and 99 "
+        f"queries: {100 * middle['value']:+.1f} points.",
+    )
+
+
+def _seeds(cells: Cells) -> dict[tuple[str, str, str], Estimate]:
+    """STBO's mean over its search seeds, by box and budget."""
+    keys = [key for key in cells if key[1] == STBO[0] and all((key[0], name, key[2]) in cells for name in STBO)]
+    return {(box, name, budget): quantities.stbo_mean(cells, box, budget) for box, name, budget in keys}
+
+
+def _paired(cells: Cells) -> dict[tuple[str, str, str], Estimate]:
+    """STBO less STM at budgets that both have, and with 100 queries against STM's 775, by box."""
+    return {
+        (box, f"{own}-{grid}", own): quantities.stbo_mean(cells, box, own) - cells[box, "STM", grid]
+        for box in BOXES
+        for own, grid in (pair.split("-") for pair in PAIRS)
+    }
+
+
+def _rows(found: Mapping[tuple[str, str, str], Estimate]) -> pd.DataFrame:
+    """Estimates by box, method and queries, as the rows that charts draw."""
+    rows = []
+    for (box, method, queries), estimate in found.items():
+        low, high = estimate.interval()
+        about = {"box": box, "method": method, "queries": queries}
+        rows.append(about | {"value": estimate.value, "low": low, "high": high})
+    return pd.DataFrame(rows)
 
 
 def _steadiness(record: Record) -> Cells:
@@ -411,6 +491,7 @@ def search_table(records: list[Record]) -> Table:
         pd.DataFrame(rows),
         "Mean worst loss (nats) and ROI with 95 % intervals; a query is a unit, a gradient three. Any: the worst of "
         f"everything, a grid of 2,989 points among it, on fewer images. {_labels(records)}.",
+        base.named("search-table", *records),
     )
 
 
@@ -419,44 +500,29 @@ def framework(walk: Walk, record: Record) -> Figure:
 
     Rows: images of the batch; columns: X, the noise of A_ε (enlarged), A_ε(X), T_s(A_ε(X)).
     """
-    pictures = list(walk.pictures.items())
-    count = len(pictures[0][1])
-    with plt.style.context(STYLE):
-        canvas = plt.figure(figsize=(7.2, 1.55 * count + 1.2))
-        upper, lower = canvas.subfigures(2, 1, squeeze=False, height_ratios=(1.55 * count + 0.3, 0.9)).flat
-        axes = upper.subplots(count, len(pictures), squeeze=False)
-        for column, (name, images) in enumerate(pictures):
-            axes[0][column].set_title(name)
-            for axis, image in zip(axes[:, column], images, strict=True):
-                base.picture(axis, image)
-        axis = lower.subplots()
-        axis.axis("off")
-        axis.set(xlim=(0, 1), ylim=(0, 1))
-        for number, (title, shape) in enumerate(walk.network):
-            axis.text(
-                (number + 0.5) / len(walk.network),
-                0.5,
-                f"{title}\n{shape}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                bbox=BOX,
-            )
-            if number:
-                middle = number / len(walk.network)
-                axis.annotate("", (middle + 0.016, 0.5), (middle - 0.016, 0.5), arrowprops={"arrowstyle": "->"})
-        told = "; ".join(f"{title} {shape}".replace("\n", " ") for title, shape in walk.network)
-        return base.finish(
-            canvas,
-            f"One batch on its way through HPAT: pictures, then tensors. {base.phantoms(record)}.",
-            f"Pictures of {count} phantom cells: {', '.join(name for name, _ in pictures)}. Below, a chain of boxes: "
-            f"{told}.",
-        )
+    names, count = list(walk.pictures), len(next(iter(walk.pictures.values())))
+    boxes = pd.DataFrame([{"part": title.replace("\n", " "), "shape": shape} for title, shape in walk.network])
+    away = [255 * float(abs(walk.pictures[name] - walk.pictures["X"]).mean()) for name in names]
+    data = pd.DataFrame({"picture": names, "mean distance from X, grey levels": away})
+    images = [[walk.pictures[name][k] for name in names] for k in range(count)]
+    strip = charts.strip(images, [f"image {k}" for k in range(1, count + 1)], names, data=data)
+    return charts.figure(
+        [strip, charts.chain(boxes)],
+        name=base.named("framework", record),
+        columns=1,
+        caption=f"One batch on its way through HPAT: pictures, then tensors. {base.phantoms(record)}.",
+        alt=f"Pictures of {count} phantom cells: {', '.join(names)}. Below, a chain of {len(boxes)} boxes: the parts "
+        "of the network with the shapes of their tensors.",
+    )
 
 
 def steps(record: Record) -> Table:
     """Algorithm 1 on one batch of the first training, line by line."""
-    return Table(record.table("steps"), f"Algorithm 1 on one batch, line by line. {base.label(record)}.")
+    return Table(
+        record.table("steps"),
+        f"Algorithm 1 on one batch, line by line. {base.label(record)}.",
+        base.named("steps", record),
+    )
 
 
 def tied(record: Record) -> Table:
@@ -467,33 +533,47 @@ def tied(record: Record) -> Table:
         {"variant": name, "clean answers that change, %": _percent(cells, f"partners exchanged, {key}")}
         for key, name in names.items()
     ]
-    return Table(pd.DataFrame(rows), f"What an image's answer owes to its partner. {base.label(record)}.")
+    return Table(
+        pd.DataFrame(rows),
+        f"What an image's answer owes to its partner. {base.label(record)}.",
+        base.named("tied", record),
+    )
 
 
 def mixbn(record: Record) -> Figure:
-    """Accuracy of each strategy without MixBN and with it through each branch, on clean and on perturbed images."""
+    """Accuracy of each strategy without MixBN and with it through each branch, beside table 2, a panel a set of images.
+
+    The document says neither on which images nor through which branch, so that its values stand in every panel.
+    """
     o = record.outcomes.where(split="patient")
     panels = {"H0": "clean images", "own": "the half of H6 that it trains against", "H6": "hybrid images (H6)"}
     table, each = (f[~f["training"].str.startswith("Standard")] for f in (o.accuracy.table(), o.accuracy.each()))
     table, each = (f.assign(training=f["training"].str.removesuffix("+MixBN")) for f in (table, each))
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, 3, figsize=(7.2, 2.9), sharey=True)
-        told = []
-        for axis, (place, title) in zip(axes, panels.items(), strict=True):
-            wanted = (PIXEL, SPATIAL) if place == "own" else (place,)
-            shown, small = (f[f["environment"].isin(wanted)] for f in (table, each))
-            lines = charts.points(axis, shown, small, "training", "branch", BRANCHES)
-            told += [f"{title}, {line}" for line in lines]
-            axis.set_title(title)
-            axis.set_ylim(-0.03, 1.03)
-        axes[0].set_ylabel("accuracy")
-        charts.legend(canvas, axes[0])
-        return base.finish(
-            canvas,
-            "Accuracy without MixBN and through each of its branches; attacks go through the branch that is measured. "
-            f"Dots: mean over trainings; {INTERVALS}; small dots: each. {base.label(record)}.",
-            f"Dot charts of accuracy. {'; '.join(told)}.",
-        )
+    shown = []
+    for place, title in panels.items():
+        wanted = (PIXEL, SPATIAL) if place == "own" else (place,)
+        part, small = (f[f["environment"].isin(wanted)] for f in (table, each))
+        words = {"title": title, "xlabel": "accuracy, %", **ACROSS}
+        beside = _table_2(part[["training", "branch"]].drop_duplicates())
+        shown.append(charts.dots(part, "training", BRANCHES, "branch", each=small, published=beside, **words))
+    gain = [quantities.mixbn_gain(record.outcomes, side=side, measure="accuracy").value for side in ("clean", "adv")]
+    return charts.figure(
+        shown,
+        name="mixbn",
+        record=record,
+        columns=3,
+        caption="Accuracy without MixBN and through each of its branches, beside table 2 (hollow); attacks go through "
+        f"the branch that is measured. Dots: mean over trainings; {INTERVALS}; small dots: each.",
+        alt="Dumbbell charts of accuracy without and with MixBN beside table 2, a panel a set of images, a row a "
+        f"training. MixBN's mean gain: {100 * gain[0]:+.1f} points on clean, {100 * gain[1]:+.1f} on hybrid images.",
+    )
+
+
+def _table_2(rows: pd.DataFrame) -> pd.DataFrame:
+    """Table 2's accuracy for each training and branch in ``rows``."""
+    printed = documents.published_table("hpat", "table2")["ACC"]
+    keys = rows["training"] + rows["branch"].map(lambda branch: "" if branch == "shared" else "+MixBN")
+    return rows.assign(value=printed[keys].to_numpy())
 
 
 def nearest_to_table_2(record: Record) -> Table:
@@ -526,6 +606,7 @@ def nearest_to_table_2(record: Record) -> Table:
         pd.DataFrame(rows).sort_values("all", key=lambda each: each.astype(float)),
         "Which reading comes nearest to table 2: mean distance of ours from its six rows, in points, nearest first. "
         f"{PREVALENCE} {base.label(record)}.",
+        base.named("nearest-to-table-2", record),
     )
 
 
@@ -552,11 +633,12 @@ def ablation(records: list[Record]) -> Table:
     frame = pd.DataFrame(rows).sort_values("training", key=lambda names: names.map(order), kind="stable")
     return Table(
         frame,
-        "MixBN, in percent; precision and F1 of the malignant class. The document says neither on which images nor "
+        "MixBN, in per cent; precision and F1 of the malignant class. The document says neither on which images nor "
         f"through which branch; ours have 95 % intervals. {PREVALENCE} {_labels(records)}.",
+        base.named("ablation", *records),
     )
 
 
 def settings(table: pd.DataFrame) -> Table:
     """The document's settings beside this profile's."""
-    return Table(table, "What the document prints, and what this profile uses.")
+    return Table(table, "What the document prints, and what this profile uses.", "settings")

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from hpatlib.documents.ultrasound.quantities import SIMPLE, at, of_network
 from hpatlib.outcomes import Cells
 from hpatlib.plots import base, charts
-from hpatlib.plots.base import STYLE, Figure, Table
+from hpatlib.plots.base import Figure, Table
 from hpatlib.plots.charts import Style
 from hpatlib.records import Record
-from hpatlib.statistics import Estimate
 
 TRAININGS = {
-    "clean": Style("trained on clean images", "#0072B2"),
-    "static": Style("trained on the perturbed set", "#D55E00", "s"),
-    "online": Style("trained online against FGSM", "#009E73", "D"),
+    "clean": Style("trained on clean images", charts.PAINT[0]),
+    "static": Style("trained on the perturbed set", charts.PAINT[1], "s", charts.DASHES[1]),
+    "online": Style("trained online against FGSM", charts.PAINT[2], "D", charts.DASHES[2]),
 }
 FORMULAS = {
-    "sign": Style("with the sign, clipped (FGSM)", "#D55E00", "s"),
-    "printed": Style("as printed, no sign", "#0072B2"),
+    "sign": Style("with the sign, clipped (FGSM)", charts.PAINT[1], "s", charts.DASHES[1]),
+    "printed": Style("as printed, no sign", charts.PAINT[0]),
 }
-# Test sets as an axis names them. The first two are the report's, the others it does not show.
+# Test sets as rows name them. The first two are the report's, the others it does not show.
 TESTS = {
     "clean": "clean",
-    "perturbed": "perturbed\nset",
-    "white-box FGSM": "FGSM\nwhite box",
-    "white-box PGD": "PGD\nwhite box",
-    "transfer FGSM": "FGSM\ntransfer",
-    "worst case": "worst\ncase",
+    "perturbed": "perturbed set",
+    "white-box FGSM": "FGSM, white box",
+    "white-box PGD": "PGD, white box",
+    "transfer FGSM": "FGSM, transfer",
+    "worst case": "worst case",
 }
-REPORTED = 2
 READINGS = {
     ("static", "perturbed"): "anew, on the perturbed set alone",
     ("static", "white-box FGSM"): "the same, and the test set made anew on it",
@@ -42,12 +41,16 @@ READINGS = {
     ("mixed", "perturbed"): "anew, on clean and perturbed images",
 }  # (training, test that is then called perturbed)
 LEAKS = {
-    "noise alone": "noise alone,\nanswered right",
-    "predicted label": "noise of the\npredicted label,\nanswered right",
-    "wrong label": "noise of a wrong\nlabel, answered\nby the truth",
-    "misled": "noise of a wrong\nlabel, answered\nby that label",
+    "noise alone": "noise alone, answered right",
+    "predicted label": "noise of the predicted label, answered right",
+    "wrong label": "noise of a wrong label, answered by the truth",
+    "misled": "noise of a wrong label, answered by that label",
 }
 INTERVALS = "95 % intervals over trainings and images"
+CHANCE = "dashed: the share of the largest class"
+UP: dict[str, Any] = {"percent": "y", "axes": {"ylim": (-0.03, 1.03)}}
+ACROSS: dict[str, Any] = {"percent": "x", "axes": {"xlim": (-0.03, 1.03)}}
+LADDER = (0, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 127)  # grey levels of 255
 
 
 def formulas(record: Record) -> Figure:
@@ -55,58 +58,51 @@ def formulas(record: Record) -> Figure:
     o = record.outcomes
     accuracy = o.accuracy.table()
     before = accuracy[accuracy["formula"] == "none"]
-    accuracy = pd.concat([*(before.assign(formula=name) for name in FORMULAS), accuracy])
-    panels = {"mean change": ("mean change, grey levels of 255", o.mean("mean change").table())}
-    panels["accuracy"] = ("accuracy on test images", accuracy)
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, 2, figsize=(7.2, 2.6))
-        told = []
-        for axis, (measure, (title, table)) in zip(axes, panels.items(), strict=True):
-            shown = charts.lines(axis, table.astype({"eps": float}), "eps", "formula", FORMULAS)
-            told += [f"{measure}, {line}" for line in shown]
-            axis.set(xlabel="ε", ylabel=title)
-        axes[0].set_yscale("log")
-        axes[1].set_ylim(-0.03, 1.03)
-        charts.legend(canvas, axes[0])
-        return base.finish(
-            canvas,
-            "The report's formula with and without its sign: how much it changes a pixel, and what is left of the "
-            f"accuracy. Points: mean over trainings; whiskers: {INTERVALS}. {base.label(record)}.",
-            f"Two line charts against ε. {'; '.join(told)}.",
-        )
+    accuracy = pd.concat([*(before.assign(formula=name) for name in FORMULAS), accuracy]).astype({"eps": float})
+    change = o.mean("mean change").table().astype({"eps": float})
+    words: dict[str, Any] = {"xlabel": "ε, of the pixel range", "height": (2.6, 2.5)}
+    last = {name: change[change["formula"] == name]["value"].iloc[-1] for name in FORMULAS}
+    return charts.figure(
+        [
+            charts.curves(
+                change, "eps", "formula", FORMULAS, ylabel="mean change, grey levels", axes={"yscale": "log"}, **words
+            ),
+            charts.curves(accuracy, "eps", "formula", FORMULAS, ylabel="accuracy on test images, %", **words, **UP),
+        ],
+        name="formulas",
+        record=record,
+        caption="The report's formula with and without its sign: how much it changes a pixel, of 255 grey levels, and "
+        f"what is left of the accuracy. Points: mean over trainings; bands: {INTERVALS}.",
+        alt="Line charts of a pixel's mean change and of accuracy against ε, with and without the sign. At the largest "
+        f"ε a pixel changes by {last['sign']:.3g} grey levels with the sign, by {last['printed']:.3g} as printed.",
+    )
 
 
 def attack_training(record: Record, *, eps: float, split: str = "patient") -> Figure:
-    """Accuracy of each network before and after attack training at ``eps``, a panel a network, a dot a test set.
+    """Accuracy of each network before and after attack training at ``eps``, a panel a network, a row a test set.
 
     The dashed line is what answering the largest class would give; tests on grey the report does not show.
     """
     table, each = (_accuracies(record, kind, split=split, eps=eps) for kind in ("table", "each"))
-    networks = _attack_trained(table)
-    looks = {name: TRAININGS[name] for name in ("clean", "static")}
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, len(networks), figsize=(7.2, 3), sharey=True, squeeze=False)
-        told = []
-        for axis, network in zip(axes[0], networks, strict=True):
-            rows, single = (frame[frame["network"] == network] for frame in (table, each))
-            share = _largest(rows)
-            answered, single = (_by_test(f[f["training"] != "none"]) for f in (rows, single))
-            shown = charts.points(axis, answered, single, "test", "training", looks, names=TESTS)
-            axis.axvspan(REPORTED - 0.5, len(TESTS) - 0.5, color="#f2f2f2", zorder=0)
-            axis.axhline(share, color="#555555", lw=1, ls="--")
-            axis.set_title(base.network(network))
-            axis.tick_params(axis="x", labelsize=8 if len(networks) == 1 else 6)
-            told += [f"{base.network(network)}, {line}" for line in shown]
-            told.append(f"the largest class has a share of {share:.2f}")
-        axes[0][0].set(ylim=(-0.03, 1.05), ylabel="accuracy on test images")
-        charts.legend(canvas, axes[0][0])
-        return base.finish(
-            canvas,
-            f"Accuracy before and after attack training at ε = {eps:g}. Dots: mean over trainings; whiskers: "
-            f"{INTERVALS}; small dots: each training; dashed: the largest class. Tests on grey are not in the report. "
-            f"{base.label(record)}.",
-            f"Dot chart of accuracy at ε = {eps:g} with {INTERVALS}. {'; '.join(told)}.",
-        )
+    shown = []
+    for network in (networks := _attack_trained(table)):
+        rows, single = (_by_test(frame[frame["network"] == network]) for frame in (table, each))
+        looks = {name: TRAININGS[name] for name in ("clean", "static")}
+        words = ACROSS | {"xlabel": "accuracy on test images, %", "title": base.network(network)}
+        line = _largest(table[table["network"] == network])
+        shown.append(charts.dots(rows, "test", looks, "training", each=single, names=TESTS, line=line, **words))
+    first = table[(table["network"] == networks[0]) & (table["test"] == "perturbed")].set_index("training")["value"]
+    return charts.figure(
+        shown,
+        name="attack-training",
+        record=record,
+        share="xy",
+        caption=f"Accuracy before and after attack training at ε = {eps:g}. Dots: mean over trainings; bars: "
+        f"{INTERVALS}; small dots: each training; {CHANCE}. The report shows the first two rows.",
+        alt=f"Dot chart of accuracy before and after attack training at ε = {eps:g}, a row a test set. On the "
+        f"perturbed set, {base.network(networks[0])} goes from {100 * first['clean']:.1f} to "
+        f"{100 * first['static']:.1f} %.",
+    )
 
 
 def smallest(record: Record, *, eps: float) -> Figure:
@@ -115,34 +111,34 @@ def smallest(record: Record, *, eps: float) -> Figure:
     Each image is right up to the smallest ε that was found to change its answer, so a curve never rises.
     """
     o = record.outcomes.where(split="patient", test="smallest ε")
-    looks = {name: style for name, style in TRAININGS.items() if name in o.values("training")}
     networks = [n for n in o.values("network") if len(o.where(network=n).values("training")) > 1]
-    ladder = (0, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 127)
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, len(networks), figsize=(7.2, 2.8), sharey=True, squeeze=False)
-        told = []
-        for axis, network in zip(axes[0], networks, strict=True):
-            there = o.where(network=network)
-            rows = there.rows[there.rows["eps"].astype(str).isin(["0", f"{eps:g}"])]
-            parts = []
-            for level in ladder:
-                right = rows.assign(right=(rows["smallest"].astype(float) > level).astype(float))
-                cells = replace(there, rows=right, conditions=("eps", "training")).mean("right")
-                parts.append(cells.table().assign(level=level))
-            table = pd.concat(parts, ignore_index=True)
-            shown = charts.lines(axis, table, "level", "training", looks, bars=False)
-            told += [f"{base.network(network)}, {line}" for line in shown]
-            axis.set(title=base.network(network), xlabel="ε, grey levels of 255", ylim=(-0.03, 1.03))
-            axis.set_xscale("symlog", base=2, linthresh=0.5, linscale=0.5)
-            axis.set_xticks([0, 1, 4, 16, 64], ["0", "1", "4", "16", "64"])
-        axes[0][0].set_ylabel("share of images still right")
-        charts.legend(canvas, axes[0][0])
-        return base.finish(
-            canvas,
-            f"What it takes to change an answer, before and after training against ε = {eps:g}. Lines: mean over "
-            f"trainings; bands: {INTERVALS}. {base.label(record)}.",
-            f"Falling curves of accuracy against ε in grey levels. {'; '.join(told)}.",
-        )
+    shown, middles = [], []
+    for network in networks:
+        there = o.where(network=network)
+        rows = there.rows[there.rows["eps"].astype(str).isin(["0", f"{eps:g}"])]
+        parts = []
+        for level in LADDER:
+            right = rows.assign(right=(rows["smallest"].astype(float) > level).astype(float))
+            cells = replace(there, rows=right, conditions=("eps", "training")).mean("right")
+            parts.append(cells.table().assign(level=float(level)))
+        words: dict[str, Any] = {
+            "axes": {"xscale": "log", "ylim": (-0.03, 1.03)},
+            "percent": "y",
+            "title": base.network(network),
+        }
+        words |= {"xlabel": "ε, grey levels of 255", "ylabel": "images still right, %", "ticks": [0, 1, 4, 16, 64]}
+        shown.append(charts.curves(pd.concat(parts), "level", "training", TRAININGS, **words))
+        middles += [rows[rows["training"] == name]["smallest"].astype(float).median() for name in ("clean", "static")]
+    return charts.figure(
+        shown,
+        name="smallest",
+        record=record,
+        share="xy",
+        caption=f"What it takes to change an answer, before and after training against ε = {eps:g}. Lines: mean over "
+        f"trainings; bands: {INTERVALS}.",
+        alt="Falling curves of accuracy against ε, before and after attack training. Median of the smallest ε of "
+        f"{base.network(networks[0])}: {middles[0]:.3g} grey levels before, {middles[1]:.3g} after.",
+    )
 
 
 def readings(record: Record) -> Table:
@@ -153,9 +149,22 @@ def readings(record: Record) -> Table:
         up = at(accuracy, 0.5, training, test) - at(accuracy, 0.5, "clean", test)
         down = at(accuracy, 0.5, training, "clean") - at(accuracy, 0, "clean", "clean")
         fits = [_says(up.interval(), 1), _says(down.interval(), -1)]
-        row = {"trained": told, "perturbed set: rises, says the report": f"{fits[0]}: {_signed(up)}"}
-        rows.append(row | {"clean set: falls, says the report": f"{fits[1]}: {_signed(down)}"})
-    return Table(pd.DataFrame(rows), f"Change of accuracy by attack training at ε = 0.5, simple CNN, with {INTERVALS}.")
+        row = {
+            "trained": told,
+            "perturbed set: rises, says the report": f"{fits[0]}: {base.percent(up.value, *up.interval(), sign='+')}",
+        }
+        rows.append(
+            row
+            | {
+                "clean set: falls, says the report": f"{fits[1]}: "
+                f"{base.percent(down.value, *down.interval(), sign='+')}"
+            }
+        )
+    return Table(
+        pd.DataFrame(rows),
+        f"Change of accuracy by attack training at ε = 0.5, simple CNN, in points, with {INTERVALS}.",
+        base.named("readings", record),
+    )
 
 
 def _says(interval: tuple[float, float], sign: int) -> str:
@@ -164,43 +173,47 @@ def _says(interval: tuple[float, float], sign: int) -> str:
     return "yes" if low > 0 else "no" if high < 0 else "open"
 
 
-def _signed(effect: Estimate) -> str:
-    low, high = effect.interval()
-    return f"{effect.value:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
-
-
 def losses(record: Record, *, eps: float, split: str = "patient") -> Figure:
-    """Training loss by epoch before and after attack training at ``eps``, a panel a network, a line a training."""
+    """Training loss by epoch before and after attack training at ``eps``, a panel a network, a thin line a training."""
     frame = _losses(record)
     frame = frame[(frame["split"] == split) & frame["eps"].isin(["0", f"{eps:g}"])]
+    frame = frame[frame["training"].isin(["clean", "static"])]
     networks = _attack_trained(frame)
-    with plt.style.context(STYLE):
-        canvas, axes = plt.subplots(1, len(networks), figsize=(7.2, 2.6), sharey=True, squeeze=False)
-        told = []
-        for axis, network in zip(axes[0], networks, strict=True):
-            rows = frame[frame["network"] == network]
-            for training in ("clean", "static"):
-                look = TRAININGS[training]
-                curves = rows[rows["training"] == training].pivot(index="epoch", columns="seed", values="loss")
-                axis.plot(curves.index, curves.mean(axis=1), color=look.colour, ls=look.line, label=look.label)
-                axis.plot(curves.index, curves, color=look.colour, lw=0.6, alpha=0.5)
-                first, last = curves.iloc[0].mean(), curves.iloc[-1].mean()
-                told.append(f"{base.network(network)}, {look.label}: from {first:.2f} to {last:.3g}")
-            axis.set(title=base.network(network), xlabel="epoch", yscale="log")
-        axes[0][0].set_ylabel("training loss")
-        axes[0][0].legend(loc="lower left")
-        return base.finish(
-            canvas,
-            f"Training loss (cross-entropy) before and after attack training at ε = {eps:g}: thick the mean over "
-            f"{frame['seed'].nunique()} trainings, thin each. {base.label(record)}.",
-            f"Line chart of training loss over {frame['epoch'].max()} epochs, mean over trainings. {'; '.join(told)}.",
-        )
+    mean = frame.groupby(["network", "training", "epoch"], sort=False, as_index=False)["value"].mean()
+    mean = mean.assign(line=mean["training"])
+    table = pd.concat([mean, frame.assign(line=frame["training"] + " " + frame["seed"].astype(str))])
+    table = table.assign(low=np.nan, high=np.nan)
+    thin = {line: TRAININGS[line.split()[0]]._replace(label="", width=0.6) for line in table["line"] if " " in line}
+    words: dict[str, Any] = {"xlabel": "epoch", "ylabel": "training loss", "axes": {"yscale": "log"}}
+    ends = mean[(mean["network"] == networks[0]) & (mean["training"] == "static")]["value"]
+    return charts.figure(
+        [
+            charts.curves(
+                table[table["network"] == network],
+                "epoch",
+                "line",
+                thin | TRAININGS,
+                title=base.network(network),
+                **words,
+            )
+            for network in networks
+        ],
+        name="losses",
+        record=record,
+        share="xy",
+        caption=f"Training loss (cross-entropy) before and after attack training at ε = {eps:g}: thick the mean over "
+        f"{frame['seed'].nunique()} trainings, thin each.",
+        alt=f"Line chart of training loss over {frame['epoch'].max()} epochs, on clean images and on the perturbed "
+        f"set. On the perturbed set it goes from {ends.iloc[0]:.2f} to {ends.iloc[-1]:.3g} with "
+        f"{base.network(networks[0])}.",
+    )
 
 
 def ladder(record: Record, tests: Sequence[str] = ("clean", "perturbed", "white-box FGSM", "worst case")) -> Figure:
-    """Accuracy against ε, a row a network, a column a test set, a line a training."""
+    """Accuracy against ε, a panel a network and a test set, a line a training."""
     table = _accuracies(record, "table", split="patient")
-    return _grid(record, table, {test: TESTS[test] for test in tests}, "accuracy", "Accuracy against ε by training.")
+    about = {test: TESTS[test] for test in tests}
+    return _grid(record, table, about, "accuracy, %", "Accuracy against ε by training.", "ladder")
 
 
 def leaks(record: Record) -> Figure:
@@ -208,7 +221,7 @@ def leaks(record: Record) -> Figure:
     answered = _accuracies(record, "table", split="patient")
     misled = _numbered(record.outcomes.where(split="patient").mean("misled"), "table").assign(test="misled")
     table = pd.concat([answered, misled])
-    return _grid(record, table, LEAKS, "share of images", "What a network reads off the noise, against ε.")
+    return _grid(record, table, LEAKS, "images, %", "What a network reads off the noise, against ε.", "leaks")
 
 
 def accuracies(records: Sequence[Record], tests: Sequence[str] = tuple(TESTS), **only: object) -> Table:
@@ -220,7 +233,7 @@ def accuracies(records: Sequence[Record], tests: Sequence[str] = tuple(TESTS), *
     for record in records:
         table = _accuracies(record, "table", **only)
         table = table[(table["training"] != "none") & table["test"].isin(tests)]
-        shown = [_interval(*row) for row in zip(table["value"], table["low"], table["high"], strict=True)]
+        shown = [base.percent(*row) for row in zip(table["value"], table["low"], table["high"], strict=True)]
         table = table.assign(shown=shown)
         keys = ["network", "split", "eps", "training", "trainings", "n"]
         for key in ("network", "split", "training"):  # rows in the order in which things were measured
@@ -230,7 +243,11 @@ def accuracies(records: Sequence[Record], tests: Sequence[str] = tuple(TESTS), *
         wide["network"] = wide["network"].map(base.network)
         wide.insert(0, "data", f"{'real' if record.real else 'phantom'}, {record.header.profile}")
         parts.append(wide)
-    return Table(pd.concat(parts, ignore_index=True), f"Accuracy, mean over trainings, with {INTERVALS}.")
+    return Table(
+        pd.concat(parts, ignore_index=True),
+        f"Accuracy in per cent, mean over trainings, with {INTERVALS}.",
+        base.named("accuracies", *records),
+    )
 
 
 def over_fitting(records: Sequence[Record]) -> Table:
@@ -247,39 +264,39 @@ def over_fitting(records: Sequence[Record]) -> Table:
                 fgsm, pgd = (at(accuracy, float(eps), "online", f"white-box {name}") for name in ("FGSM", "PGD"))
                 row = {"data": data, "network": base.network(network), "ε": eps}
                 for name, found in (("FGSM", fgsm), ("PGD", pgd), ("FGSM less PGD", fgsm - pgd)):
-                    row[name] = _interval(found.value, *found.interval())
+                    row[name] = base.percent(found.value, *found.interval())
                 rows.append(row)
-    caption = f"Trained online against FGSM: accuracy under white-box attacks, mean over trainings, with {INTERVALS}."
-    return Table(pd.DataFrame(rows), caption)
+    caption = "Trained online against FGSM: accuracy in per cent under white-box attacks, mean over trainings, with "
+    f"{INTERVALS}."
+    return Table(pd.DataFrame(rows), caption, base.named("over-fitting", *records))
 
 
-def _grid(record: Record, table: pd.DataFrame, columns: dict[str, str], measure: str, about: str) -> Figure:
-    """Lines over ε by training: a row a network, a column a test."""
-    networks = _attack_trained(table)
-    with plt.style.context(STYLE):
-        size = (7.2, 2 * len(networks) + 0.6)
-        canvas, axes = plt.subplots(len(networks), len(columns), figsize=size, sharex=True, sharey=True, squeeze=False)
-        told = []
-        for number, (row, network) in enumerate(zip(axes, networks, strict=True)):
-            rows = table[table["network"] == network]
-            for axis, (test, title) in zip(row, columns.items(), strict=True):
-                shown = charts.lines(axis, rows[rows["test"] == test], "eps", "training", TRAININGS)
-                told += [f"{base.network(network)}, {title.replace(chr(10), ' ')}, {line}" for line in shown]
-                axis.axhline(_largest(rows), color="#555555", lw=1, ls="--")
-                axis.set_title("" if number else title)
-            row[0].set_ylabel(f"{base.network(network).replace(' (', chr(10) + '(')}\n{measure}")
-        ticks = sorted(set(table["eps"]))
-        for axis in axes[-1]:
-            axis.set(xscale="log", xlabel="ε", ylim=(-0.03, 1.03))
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
-            axis.minorticks_off()
-        charts.legend(canvas, axes[0][0])
-        return base.finish(
-            canvas,
-            f"{about} Points: mean over trainings; whiskers: {INTERVALS}; dashed: the largest class. "
-            f"{base.label(record)}.",
-            f"Line charts of {measure} against ε. {'; '.join(told)}.",
-        )
+def _grid(record: Record, table: pd.DataFrame, tests: dict[str, str], measure: str, about: str, name: str) -> Figure:
+    """Lines over ε by training: a panel a network and a test."""
+    steps, networks, shown = sorted(set(table["eps"])), _attack_trained(table), []
+    for network in networks:
+        rows = table[table["network"] == network]
+        for test, title in tests.items():
+            words: dict[str, Any] = {
+                "title": title,
+                "xlabel": "ε",
+                "ylabel": f"{base.network(network)}, {measure}",
+                "height": (2.0, 2.2),
+            }
+            words |= {"percent": "y", "axes": {"xscale": "log", "ylim": (-0.03, 1.03)}, "line": _largest(rows)}
+            part = rows[rows["test"] == test]
+            shown.append(charts.curves(part, "eps", "training", TRAININGS, ticks=steps, ends=False, **words))
+    last = table[(table["test"] == list(tests)[-1]) & (table["training"] == "static")].iloc[-1]
+    return charts.figure(
+        shown,
+        name=name,
+        record=record,
+        columns=2,
+        share="xy",
+        caption=f"{about} Points: mean over trainings; bands: {INTERVALS}; {CHANCE}.",
+        alt=f"Line charts, {about[0].lower()}{about[1:-1]}, a panel a network and a test set. Trained on the perturbed "
+        f"set at ε = {last['eps']:g}, {tests[last['test']]}: {100 * last['value']:.1f} %.",
+    )
 
 
 def _accuracies(record: Record, kind: str, **only: object) -> pd.DataFrame:
@@ -299,13 +316,13 @@ def _numbered(cells: Cells, kind: str) -> pd.DataFrame:
 
 
 def _losses(record: Record) -> pd.DataFrame:
-    """Training losses of the header's models: network, split, eps, training, seed, epoch, loss."""
+    """Training losses of the header's models: network, split, eps, training, seed, epoch, value."""
     rows = record.outcomes.where(test="training loss").rows
     named = rows[["model", "network", "split", "eps", "training"]].astype({"eps": str}).to_dict("records")
     found = []
     for about in named:
         model = record.header.models[about["model"]]
-        found += [about | {"seed": model.seed, "epoch": n, "loss": loss} for n, loss in enumerate(model.losses, 1)]
+        found += [about | {"seed": model.seed, "epoch": n, "value": loss} for n, loss in enumerate(model.losses, 1)]
     return pd.DataFrame(found)
 
 
@@ -322,7 +339,3 @@ def _by_test(table: pd.DataFrame) -> pd.DataFrame:
 def _largest(rows: pd.DataFrame) -> float:
     """The share of the largest class, mean over trainings."""
     return float(rows[rows["training"] == "none"]["value"].mean())
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]".replace("-", "−")
