@@ -94,6 +94,8 @@ def alone(path: Path, waiting: Callable[[str], None] | None = None, *, locks: Pa
     try:
         yield
     finally:
+        with suppress(OSError):
+            owner.unlink(missing_ok=True)
         held.release()
 
 

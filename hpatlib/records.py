@@ -176,7 +176,7 @@ def save(header: Header, rows: pd.DataFrame, folder: Path) -> Record:
     header = msgspec.structs.replace(header, checksum=_checksum(header))
     path = folder / header.chapter / f"{header.profile}-{header.data}-seed{header.seed}.json"
     record = _record(path, header, content)
-    with alone(path):  # of two that measure the same at once, both files are the last one's
+    with alone(folder):  # of two that measure the same at once, both files are the last one's
         for each in (path.with_suffix(".parquet"), path):
             sweep(each)
         write(path.with_suffix(".parquet"), content)

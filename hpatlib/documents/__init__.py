@@ -14,13 +14,30 @@ A document is found by its folder: nothing elsewhere in the library names one. I
 import functools
 import importlib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
 
 import pandas as pd
 
 FOLDER = Path(__file__).parent
+
+
+PARAMETERS = ("profile", "data", "seed")  # of every chapter
+
+
+def check_parameters(namespace: Mapping[str, Any]) -> None:
+    """Refuse whatever a chapter was given besides its parameters, such as a misspelt one, before anything runs.
+
+    A chapter calls this first of all, right behind its cell of parameters, with ``locals()``: what stands there then is
+    its parameters, what was injected behind them, modules, and what IPython needs. Raises ``ValueError`` that names the
+    others.
+    """
+    plain = (str, int, float, list, tuple, dict, NoneType)
+    others = [name for name, value in namespace.items() if isinstance(value, plain) and not name.startswith("_")]
+    if unknown := [name for name in others if name not in (*PARAMETERS, "In", "Out")]:
+        raise ValueError(f"unknown parameter {', '.join(unknown)}: a chapter has {', '.join(PARAMETERS)}")
 
 
 @functools.cache

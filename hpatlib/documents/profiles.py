@@ -71,9 +71,9 @@ def choose(
     ``data`` None means the profile's own. Raises ``ValueError`` that lists what is valid.
     """
     profiles = documents.toml(document, "profiles")
-    if profile not in profiles:
+    if not isinstance(profile, str) or profile not in profiles:
         raise ValueError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
-    if data not in (None, "phantom", "real"):
+    if not isinstance(data, str | None) or data not in (None, "phantom", "real"):
         raise ValueError(f"unknown data {data!r}: choose phantom or real, or None for the profile's own")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to 2³² − 1, found {seed!r}")
