@@ -377,6 +377,17 @@ def _attended(command: list[str], root: Path, environment: dict[str, str], lock:
     return code if code >= 0 else 128 - code
 
 
+@app.command()
+def export(
+    output: Annotated[Path | None, typer.Option(help="Folder [book/_static/explorer].")] = None,
+) -> None:
+    """Write what the attack explorer computes with: two networks trained on phantoms, and 24 phantoms."""
+    from hpatlib import export as page
+
+    for path in page.explorer(output or checkout() / "book" / "_static" / "explorer"):
+        typer.echo(f"{_short(path)}: {path.stat().st_size / 1000:.0f} kB")
+
+
 @app.command("claims")
 def claims_(
     document: Annotated[str | None, typer.Option(help="Of one document alone.", show_default=False)] = None,

@@ -7,12 +7,15 @@ Weights are rounded to float16, and every answer that is told here is one of the
 
 import base64
 import copy
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,12 +24,16 @@ from hpatlib import attacks, measure
 from hpatlib._files import write
 from hpatlib.data import ImageSet
 from hpatlib.frozen import frozen
-from hpatlib.hybrid import Adversary, environment
+from hpatlib.hybrid import Adversary, environment, fixed, perturb, random_noise
 from hpatlib.models import Normalized
+from hpatlib.plots.base import STYLE, picture
 from hpatlib.runs import Run, train_or_load
+from hpatlib.spatial import Box, grid_search, log_odds, random_search, transform
+from hpatlib.stbo import stbo
 from hpatlib.training import Recipe
 
-NAME = "data.js"
+NAME, ANSWERS, SEARCHES = "data.js", "answers.svg", "searches.svg"
+SHOWN = 4  # the phantom that the page opens with and the pictures show: all five questions have an answer on it
 EACH = 12  # phantoms of each class
 COMPETENT = 0.9  # least clean accuracy on the test side: attacks on a network that knows nothing show nothing
 SIZE = 32
@@ -51,8 +58,9 @@ def hybrid_run() -> Run:
     return replace(STANDARD, adversary=adversary)
 
 
-def explorer(folder: Path) -> Path:
-    """Write ``folder``/``NAME`` and return its path; networks are trained, or taken from the run store.
+def explorer(folder: Path) -> list[Path]:
+    """Write what the page needs into ``folder`` and return the files: the script ``NAME``, and two pictures for readers
+    without JavaScript. Networks are trained, or taken from the run store.
 
     The script defines ``EXPLORER``: ``size``, ``classes``; ``networks`` by name, each with its ``layers`` (see
     ``layers``), ``key`` and clean ``accuracy`` on ``tested`` phantoms; ``phantoms``: the first ``EACH`` of each class on
@@ -63,11 +71,12 @@ def explorer(folder: Path) -> Path:
     Raises ``ValueError`` for a network whose clean accuracy is below ``COMPETENT``.
     """
     networks: dict[str, Any] = {}
+    exported: dict[str, nn.Module] = {}
     check: dict[str, Any] = {"logits": {}, "gradient": {}}
     for name, run in (("standard", STANDARD), ("hybrid", hybrid_run())):
         trained = train_or_load(run, device="cpu")
         shown = first_of_each(trained.test)
-        network = rounded(trained.model, trained.test)
+        network = exported[name] = rounded(trained.model, trained.test)
         accuracy = _accuracy(network, trained.test)
         if accuracy < COMPETENT:
             raise ValueError(
@@ -94,7 +103,77 @@ def explorer(folder: Path) -> Path:
         "check": check,
         "sobol": torch.quasirandom.SobolEngine(3).draw(11)[1:].tolist(),
     }
-    return write(folder / NAME, f"const EXPLORER = {json.dumps(data)};\n".encode())
+    image, label = images[SHOWN : SHOWN + 1], labels[SHOWN : SHOWN + 1]
+    return [
+        write(folder / NAME, f"const EXPLORER = {json.dumps(data)};\n".encode()),
+        write(folder / ANSWERS, answers_picture(exported, image, label)),
+        write(folder / SEARCHES, searches_picture(exported["standard"], image, label)),
+    ]
+
+
+def answers_picture(networks: Mapping[str, nn.Module], image: Tensor, label: Tensor) -> bytes:
+    """An SVG of ``image [1, 3, S, S]`` under five perturbations made for the standard network, and of what each of
+    ``networks`` answers to them: the probability of ``label [1]``."""
+    noise, generator = 4 / 255, torch.Generator().manual_seed(0)
+    pgd = partial(attacks.pgd, eps=noise, step=1 / 255, iterations=6, start=None)
+    turn = partial(fixed, s=(0.0, 0.0, 30.0))
+    ask = partial(perturb, networks["standard"], image, label)
+    turned = ask(spatial=turn)
+    shown = {
+        "as drawn": image,
+        "random noise, 4/255": ask(pixel=partial(random_noise, eps=noise, generator=generator)),
+        "PGD, 4/255": ask(pixel=pgd),
+        "PGD, then turned by 30°": ask(pixel=pgd, spatial=turn),
+        "turned by 30°, then PGD": pgd(networks["standard"], turned, label),
+    }
+    with plt.style.context(STYLE), plt.rc_context({"font.size": 11, "axes.titlesize": 10}):
+        canvas, axes = plt.subplots(2, len(shown), figsize=(11, 3.6), height_ratios=(3, 1), sharex="row", sharey="row")
+        for (title, x), above, below in zip(shown.items(), *axes, strict=True):
+            picture(above, (1.6 * x[0]).numpy())
+            above.set_title(title)
+            right = [100 * torch.softmax(network(x)[0], dim=0)[label].item() for network in networks.values()]
+            below.barh(list(networks), right, color=["C0", "C1"])
+            below.axvline(50, color="0.3", linewidth=1)
+            below.set(xlim=(0, 100), xticks=(0, 50, 100))
+            below.invert_yaxis()
+        axes[1][2].set_xlabel("probability of the true class, %")
+        return _svg(canvas)
+
+
+def searches_picture(network: nn.Module, image: Tensor, label: Tensor) -> bytes:
+    """An SVG of three searches for the worst turn and shift of ``image [1, 3, S, S]`` within ±30° and ±3 px: where
+    each ended on the map of turn and shift to the right, and the worst loss after each query."""
+    box, draws = Box(3, 30), partial(torch.Generator().manual_seed, 0)
+    found = {
+        "grid": grid_search(network, image, label, box, counts=(3, 3, 11)),
+        "random": random_search(network, image, label, box, evaluations=100, generator=draws()),
+        "STBO": stbo(network, image, label, box, generator=draws()),
+    }
+    right, angle = torch.meshgrid(torch.linspace(-3, 3, 25), torch.linspace(-30, 30, 61), indexing="ij")
+    s = torch.stack([right, torch.zeros_like(right), angle], dim=-1).view(-1, 3)
+    odds = log_odds(measure.logits(network, transform(image.expand(len(s), -1, -1, -1), s)), label.expand(len(s)))
+    with plt.style.context(STYLE), plt.rc_context({"font.size": 11, "axes.titlesize": 11}):
+        canvas, (left, side) = plt.subplots(1, 2, figsize=(11, 3.6))
+        values = torch.tanh(odds / 4).view(right.shape).numpy()
+        left.pcolormesh(angle, right, values, cmap="RdBu_r", vmin=-1, vmax=1, rasterized=True)
+        left.set(xlabel="turn, degrees", ylabel="shift to the right, px", title="blue: right, red: wrong")
+        for (name, result), marker in zip(found.items(), "sDo", strict=True):
+            at = result.s[0].tolist()
+            left.plot(at[2], at[0], marker, markersize=9, markeredgecolor="white", label=name, clip_on=False)
+            side.plot(np.arange(1, result.history.shape[1] + 1), result.history[0].numpy())
+            side.annotate(f" {name}", (result.history.shape[1], result.history[0, -1].item()), va="center")
+        left.legend(loc="lower right", frameon=True)
+        side.set(xlabel="queries", ylabel="worst loss found, nats", xlim=(0, 125))
+        return _svg(canvas)
+
+
+def _svg(canvas: plt.Figure) -> bytes:
+    """``canvas``, closed, as an SVG that is the same each time."""
+    buffer = io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "hpat", "svg.fonttype": "path"}):
+        canvas.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(canvas)
+    return buffer.getvalue()
 
 
 def first_of_each(images: ImageSet) -> ImageSet:

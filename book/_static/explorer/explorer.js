@@ -3,7 +3,7 @@
 
 // What the reader may set. Everything that is seen follows from it, so that an address shows the same to everybody.
 const START = {
-  question: 0, image: 1, network: "standard", noise: "random", eps: 2, steps: 6, label: "truth", order: "noise-turn",
+  question: 0, image: 4, network: "standard", noise: "random", eps: 2, steps: 6, label: "truth", order: "noise-turn",
   right: 0, down: 0, angle: 0, move: "hand", box: "narrow", seed: 0,
 };
 const ALLOWED = {
@@ -453,10 +453,10 @@ function drawTally() {
     const cell = (value) => (own.length ? `<td class="number">${per100(value, 0)}</td><td><span class="meter"><span style="width:${100 * value}%"></span></span></td>` : "<td></td><td></td>");
     return `<tr data-network="${name}" class="${name === state.network ? "attacked" : ""}"><th scope="row">${NETWORKS[name]}</th>${cell(accuracy)}${cell(roi)}</tr>`;
   });
-  $("tally").innerHTML = `<table><thead><tr><th>each network, attacked itself</th><th colspan="2">accuracy</th><th colspan="2">ROI</th></tr></thead><tbody>${rows.join("")}</tbody></table>`;
+  $("tally").innerHTML = `<table><thead><tr><th>each attacked itself</th><th colspan="2">accuracy</th><th colspan="2">ROI</th></tr></thead><tbody>${rows.join("")}</tbody></table>`;
   const what = state.move === "hand" ? "the same turn and shift for all" : "a search for each";
   $("tally-note").textContent = `Noise made for each network and phantom, ${what}. ROI is the share of answers that stay as they were, right or wrong (equation 15). ${done} of ${total} done.`;
-  $("run-all").hidden = state.move === "hand";
+  $("run-all-line").hidden = state.move === "hand";
   if (!tally.length) $("run-all").disabled = false;
   for (const button of $("phantoms").children) {
     const own = tally.find((row) => row.network === state.network && row.image === Number(button.value));
