@@ -7,7 +7,12 @@ CORES ?= 2
 bin := .venv/bin
 ready := .venv/.ready
 
-.PHONY: book test bench lint format sync lock clean
+.PHONY: help book test coverage test-cluster test-launch plan bench lint format sync lock clean
+.DEFAULT_GOAL := book
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
+		printf '%-14s%s\n' "$$name" "$$what"; done
 
 book: $(ready)  ## run what is out of date, then build _build/html (PROFILE=laptop DATA=real CORES=8)
 	$(bin)/hpat book --profile $(PROFILE) $(if $(DATA),--data $(DATA)) --cores $(CORES)
@@ -16,17 +21,30 @@ test: book lint  ## the book, then every test, the chapters' stored outputs and 
 	$(bin)/hpat verify || test $$? -eq 10  # 10: a claim is contradicted, which is a result
 	OMP_NUM_THREADS=1 $(bin)/pytest -n $(CORES) --dist loadfile tests  # a file on each core; the chapters are those of the book
 
+coverage: $(ready)  ## which lines of the library the tests reach; fails below the floor in pyproject.toml
+	OMP_NUM_THREADS=1 $(bin)/pytest -n $(CORES) --dist loadfile --cov --cov-report=term:skip-covered tests
+
+test-cluster: $(ready)  ## two chapters on a real Slurm of this machine, trainings killed on their way (as root)
+	$(bin)/python tests/cluster.py
+
+test-launch: $(ready)  ## the wheel alone, Colab's first cell, what Binder builds (minutes, and a network)
+	$(bin)/python tests/launch.py
+
+plan: $(ready)  ## count anew what the profile paper costs, for the page on reproducing
+	env -u HPAT_DATA HPAT_HOME=_build/nothing-trained $(bin)/hpat book --profile paper --data real --dry-run --json \
+		> benchmarks/plan.json
+
 bench: $(ready)  ## side-by-side timings: run on a machine that does nothing else
 	for name in attacks forward glcm growth memory stbo training; do \
 		test ! -f benchmarks/$$name.py || $(bin)/python benchmarks/$$name.py || exit 1; done
 	$(bin)/python benchmarks/_timing.py  # every ratio, misses marked
 
-lint: $(ready)
+lint: $(ready)  ## style, format and types
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 
-format: $(ready)
+format: $(ready)  ## let ruff repair what it can
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 

@@ -105,7 +105,7 @@ def walk(cells: Cells, parameters: Mapping[str, Any]) -> runs.Noted:
 def plan(
     chapters: Mapping[str, Path], cells: Callable[[Path], Cells], profile: str, kind: str | None, *, gpu: bool
 ) -> Plan:
-    """The jobs of ``chapters`` (name → source, for ``cells`` to read); ``kind``: "real", "phantom"; None: the profile's."""
+    """The jobs of ``chapters`` (name → source, for ``cells`` to read); ``kind``: "real", "phantom" or the profile's."""
     wanted: dict[str, tuple[Run, list[str], bool]] = {}
     assumed: dict[str, int] = {}
     for name, source in chapters.items():
@@ -223,22 +223,22 @@ def hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def spent(jobs: Iterable[Job]) -> float:
+def spent(jobs: Iterable[Job]) -> int:
     """Seconds of all jobs together."""
-    return sum(job.seconds for job in jobs)
+    return round(sum(job.seconds for job in jobs))
 
 
-def max_seconds(jobs: Iterable[Job]) -> float:
+def longest(jobs: Iterable[Job]) -> int:
     """Seconds of the longest job."""
-    return max((job.seconds for job in jobs), default=0.0)
+    return round(max((job.seconds for job in jobs), default=0))
 
 
-def wall(found: Plan, devices: int) -> float:
-    """Seconds until the book is there, with so many devices: what waits comes after the other trainings, then chapters."""
+def wall(found: Plan, devices: int) -> int:
+    """Seconds until the book is there, on so many devices: trainings, then those that wait for them, then chapters."""
     todo = [training for training in found.trainings if not training.done]
     stages: list[Sequence[Job]] = [[t for t in todo if not t.waits], [t for t in todo if t.waits], found.chapters]
     longest_first = [sorted((job.seconds for job in stage), reverse=True) for stage in stages]
-    return sum(evidence.left_over(seconds, devices) for seconds in longest_first)
+    return round(sum(evidence.left_over(seconds, devices) for seconds in longest_first))
 
 
 def summary(found: Plan, devices: Sequence[int]) -> dict[str, Any]:
@@ -249,8 +249,8 @@ def summary(found: Plan, devices: Sequence[int]) -> dict[str, Any]:
         own = [training for training in todo if chapter.name in training.chapters]
         new = [training for training in own if training.name not in seen]
         seen |= {training.name for training in own}
-        about = {"trainings": len(own), "new": len(new), "training": spent(new), "longest": max_seconds(own)}
-        rows.append({"chapter": chapter.name} | about | {"measuring": chapter.seconds, "timed": chapter.timed})
+        about = {"trainings": len(own), "new": len(new), "training": spent(new), "longest": longest(own)}
+        rows.append({"chapter": chapter.name} | about | {"measuring": round(chapter.seconds), "timed": chapter.timed})
     return {
         "profile": found.profile,
         "unit": "GPU" if found.gpu else "core",
@@ -260,7 +260,7 @@ def summary(found: Plan, devices: Sequence[int]) -> dict[str, Any]:
         "done": len(found.trainings) - len(todo),
         "training": spent(todo),
         "measuring": spent(found.chapters),
-        "longest": max_seconds(todo),
+        "longest": longest(todo),
         "speed": found.speed[0],
         "speed from": found.speed[1],
         "wall": {str(count): wall(found, count) for count in devices},
@@ -283,7 +283,7 @@ def report(told: Mapping[str, Any]) -> str:
     times = ", ".join(f"{count} {unit}{'' if count == '1' else 's'}: {hours(s)}" for count, s in told["wall"].items())
     lines += [
         f"{told['trainings']} trainings to do{waiting}, {told['done']} are there; {len(told['chapters'])} chapters",
-        f"about {training + measuring:,.0f} {unit}-hours, {training:,.0f} to train and {measuring:,.0f} to measure; "
+        f"about {training + measuring:,.1f} {unit}-hours, {training:,.1f} to train and {measuring:,.1f} to measure; "
         f"the longest training {hours(told['longest'])}",
         f"at {told['speed']:.2g} operations a second ({told['speed from']})",
         times,

@@ -63,6 +63,32 @@ def growths(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cost(seconds: float) -> str:
+    """Hours of a device, with a digit behind the point where there are few."""
+    return f"{seconds / 3600:,.1f}" if seconds < 36_000 else f"{seconds / 3600:,.0f}"
+
+
+def plan(told: dict[str, Any]) -> str:
+    """What `hpat book --dry-run --json` tells: a row a chapter, and how long the whole takes on so many devices."""
+    unit = told["unit"]
+    heads = ("chapter", "trainings", "of them new", f"{unit}-hours to train", f"{unit}-hours to measure")
+    lines = [line(*heads), "|---|---|---|---|---|"]
+    for row in told["chapters"]:
+        measuring = cost(row["measuring"]) + ("" if row["timed"] else " set aside")
+        trainings = (f"{row['trainings']}", f"{row['new']}", cost(row["training"]))
+        lines.append(line(f"{{doc}}`../notebooks/{row['chapter']}`", *trainings, measuring))
+    training, measuring = cost(told["training"]), cost(told["measuring"])
+    lines.append(line("**together**", "", f"**{told['trainings']}**", f"**{training}**", f"**{measuring}**"))
+    days = [f"{seconds / 86400:.1f} days on {count}" for count, seconds in told["wall"].items()]
+    assumed = [f"{count:,} images of {name}" for name, count in sorted(told["assumed"].items())]
+    about = f"With nothing trained yet, the book takes {', '.join(days)} {unit}s. "
+    about += f"The longest training takes {cost(told['longest'])} hours. "
+    if told["waiting"]:
+        about += f"{told['waiting']} of the trainings are decided by the results of others, and come after them. "
+    about += f"Counted with {told['speed']:.2g} operations a second ({told['speed from']})"
+    return "\n".join(lines) + f"\n\n{about}{', and ' if assumed else ''}{', '.join(assumed)}.\n"
+
+
 def png(canvas: Figure) -> bytes:
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", metadata={"Software": None})
@@ -132,5 +158,7 @@ def made(folder: Path) -> dict[str, bytes]:
         off = max(max(s["measured"] / s["predicted"], s["predicted"] / s["measured"]) for s in steps if s["measured"])
         alt = f"Measured seconds beside the predicted lines, at most {off:.1f} times off."
         texts["growth"] += "\n" + figure("growth", alt, "Measured (points) and predicted (lines).")
+    counted = folder / "plan.json"
+    texts["plan"] = plan(json.loads(counted.read_text("utf-8"))) if counted.is_file() else "*Not counted.*\n"
     files |= {f"{name}.txt": text.encode() for name, text in texts.items()}
     return {f"book/made/{name}": content for name, content in files.items()}
