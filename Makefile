@@ -19,10 +19,10 @@ book: $(ready)  ## run what is out of date, then build _build/html (PROFILE=lapt
 
 test: book lint  ## the book, then every test, the chapters' stored outputs and the pages included
 	$(bin)/hpat verify || test $$? -eq 10  # 10: a claim is contradicted, which is a result
-	OMP_NUM_THREADS=1 $(bin)/pytest -n $(CORES) --dist loadfile tests  # a file on each core; the chapters are those of the book
+	OMP_NUM_THREADS=1 $(bin)/pytest -n $(CORES) --dist loadfile $(cover) tests  # a file on each core; the chapters are those of the book
 
-coverage: $(ready)  ## which lines of the library the tests reach; fails below the floor in pyproject.toml
-	OMP_NUM_THREADS=1 $(bin)/pytest -n $(CORES) --dist loadfile --cov --cov-report=term:skip-covered tests
+coverage: cover := --cov --cov-report=term:skip-covered
+coverage: test  ## the same, and which lines of the library they reach; fails below the floor in pyproject.toml
 
 test-cluster: $(ready)  ## two chapters on a real Slurm of this machine, trainings killed on their way (as root)
 	$(bin)/python tests/cluster.py

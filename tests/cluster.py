@@ -123,7 +123,7 @@ def epochs(checkpoint: Path) -> list[dict]:
     try:
         with safe_open(checkpoint, framework="pt") as file:
             return json.loads(file.metadata()["rows"])
-    except OSError:
+    except (OSError, RuntimeError):  # the training has just ended
         return []
 
 
@@ -156,9 +156,12 @@ def main() -> None:
         command = [*hpat, "book", "--executor", "slurm", *(f"--chapter={chapter}" for chapter in CHAPTERS)]
         command += ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"]
         book = subprocess.Popen([*command, "--seconds-between-status-checks", "5"], cwd=ROOT, env=environment)
-        had = killed_on_their_way(home, book)
-        if book.wait() != 0:
-            raise SystemExit(f"hpat book ended with {book.returncode}")
+        try:
+            had = killed_on_their_way(home, book)
+            if book.wait() != 0:
+                raise SystemExit(f"hpat book ended with {book.returncode}")
+        finally:
+            book.terminate()
         trained = {path.parent.name: json.loads(path.read_text()) for path in home.glob("models/*/run.json")}
         print(f"{len(trained)} models and {len(CHAPTERS)} chapters in {time.monotonic() - started:.0f} s on two nodes")
         resumed = [key for key, rows in had.items() if trained[key]["epochs"][: len(rows)] == rows]
