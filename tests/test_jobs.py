@@ -111,7 +111,7 @@ def test_work_is_what_passes_through_the_network(adversary):
     model = models.build(run.model, 3, in_channels=1, size=run.size, weights="scratch")
     forward, backward = [], []
     model.register_forward_hook(lambda module, inputs, output: forward.append(len(output)))
-    model[-1].register_full_backward_hook(lambda module, inputs, outputs: backward.append(len(outputs[0])))
+    model.backbone[-1].register_full_backward_hook(lambda module, inputs, outputs: backward.append(len(outputs[0])))
     training.fit(model, train, run.recipe, attack=adversary)
     counted = (sum(forward) + jobs.BACKWARD * sum(backward)) * jobs.operations(run.model, run.size, 1)
     assert jobs.work(run, len(images)) == pytest.approx(counted, rel=0.1)
