@@ -7,14 +7,32 @@ CORES ?= 2
 bin := .venv/bin
 ready := .venv/.ready
 
-.PHONY: book test test-book bench lint format sync lock clean
+.PHONY: help book test test-book coverage test-cluster test-launch plan bench lint format sync lock clean
+.DEFAULT_GOAL := book
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
+		printf '%-14s%s\n' "$$name" "$$what"; done
 
 book: $(ready)  ## run what is out of date, then build _build/html (PROFILE=laptop DATA=real CORES=8)
 	$(bin)/hpat book --profile $(PROFILE) $(if $(DATA),--data $(DATA)) --cores $(CORES)
 
 test: book lint  ## the book, then every test, the chapters' stored outputs and the pages included
 	$(bin)/hpat verify || test $$? -eq 10  # 10: a claim is contradicted, which is a result
-	OMP_NUM_THREADS=1 $(bin)/pytest -n $(CORES) --dist loadfile tests  # a file on each core; the chapters are those of the book
+	OMP_NUM_THREADS=1 $(bin)/pytest -n $(CORES) --dist loadfile $(cover) tests  # a file on each core; the chapters are those of the book
+
+coverage: cover := --cov --cov-report=term:skip-covered
+coverage: test  ## the same, and which lines of the library they reach; fails below the floor in pyproject.toml
+
+test-cluster: $(ready)  ## two chapters on a real Slurm of this machine, trainings killed on their way (as root)
+	$(bin)/python tests/cluster.py
+
+test-launch: $(ready)  ## the wheel alone, Colab's first cell, what Binder builds (minutes, and a network)
+	$(bin)/python tests/launch.py
+
+plan: $(ready)  ## count anew what the profile paper costs, for the page on reproducing
+	env -u HPAT_DATA HPAT_HOME=_build/nothing-trained $(bin)/hpat book --profile paper --data real --dry-run --json \
+		> benchmarks/plan.json
 
 test-book: book  ## every page in a browser: accessible, light, quick to its answer (minutes)
 	$(bin)/pytest -m book tests
@@ -24,12 +42,12 @@ bench: $(ready)  ## side-by-side timings: run on a machine that does nothing els
 		test ! -f benchmarks/$$name.py || $(bin)/python benchmarks/$$name.py || exit 1; done
 	$(bin)/python benchmarks/_timing.py  # every ratio, misses marked
 
-lint: $(ready)
+lint: $(ready)  ## style, format and types
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 
-format: $(ready)
+format: $(ready)  ## let ruff repair what it can
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 

@@ -14,7 +14,6 @@ timed on 6 of the 968 windows.
 import importlib
 import math
 import resource
-import sys
 import time
 from collections.abc import Callable
 
@@ -86,7 +85,6 @@ LIBRARIES = {
 
 def compiled() -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
     """``counts`` and ``shares``: five features ``[B, rows, columns, offsets, 5]`` of ``grey [B, H, W]``."""
-    sys.modules.setdefault("coverage", None)  # numba asks for the package, and would find the script beside this one
     numba = importlib.import_module("numba")
 
     @numba.njit

@@ -15,11 +15,14 @@ from contextlib import contextmanager, suppress
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpatlib._files import alone, home, storing, write
+
+if TYPE_CHECKING:
+    from hpatlib import jobs
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -315,19 +318,56 @@ def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER…]
 
 
 @app.command()
+def train(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE…", help="Files that hpat book --fan-out writes.")],
+) -> None:
+    """Train the model of each recipe, or go on with it, or find it trained; print its key."""
+    from hpatlib import runs
+
+    for path in recipes:
+        try:
+            run = runs.from_dict(json.loads(path.read_text("utf-8"))["run"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _stop(f"{path} is no recipe ({error}): hpat book --fan-out writes them to _build/jobs") from error
+        typer.echo(runs.train_or_load(run).provenance["key"])
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def book(
+    context: typer.Context,
     profile: Annotated[Profile, typer.Option()] = Profile.smoke,
     data: Annotated[Data | None, typer.Option(show_default=False)] = None,
     cores: Annotated[int, typer.Option(min=1, help="Chapters at a time.")] = 2,
+    chapter: Annotated[list[str] | None, typer.Option(help="Only this one, and no pages; may be repeated.")] = None,
+    fan_out: Annotated[bool, typer.Option("--fan-out", help="A job a training first, then a job a chapter.")] = False,
+    executor: Annotated[str | None, typer.Option(help="Where jobs run: slurm, kubernetes …; with --fan-out.")] = None,
+    gpu: Annotated[bool | None, typer.Option(help="A GPU a job.", show_default="study and paper")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do, and its cost.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say it as JSON.")] = False,
 ) -> None:
-    """Build the book: run the chapters that are out of date, then the pages."""
+    """Build the book: run the chapters that are out of date, then the pages. Snakemake gets all other options."""
     root = checkout()
+    if unknown := set(chapter or ()) - chapters(root).keys():
+        raise _stop(f"unknown chapter {', '.join(sorted(unknown))}: choose from {', '.join(chapters(root))}")
+    names = chapter or list(chapters(root))
+    if dry_run:
+        from hpatlib import jobs
+
+        told = jobs.summary(_plan(root, names, profile, data, gpu), (1, 8, 64))
+        typer.echo(json.dumps(told, indent=1) if as_json else jobs.report(told))
+        return
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--cores", str(cores)]
     # Snakemake otherwise overlooks touched files whose content is the same. Its own lock outlives it; ours does not.
     command += ["--max-checksum-file-size", "0", "--quiet", "rules", "--rerun-incomplete", "--nolock"]
     command += ["--config", f"profile={profile.value}", f"data={data.value if data else ''}"]
+    command += [*_elsewhere(root, executor), *context.args]
     with _one_book(root) as lock, tempfile.TemporaryDirectory() as folder:
-        jupyter = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
+        if fan_out or executor:
+            _fan_out(root, names, profile, data, gpu, [*command, "--", "trainings"], lock)
+        if chapter:
+            command += ["--", *(f"_build/run/{_kind(profile, data)}/{name}.ipynb" for name in chapter)]
+        served = None if executor else folder  # kernels wait on this machine
+        jupyter = os.pathsep.join(filter(None, (served, os.environ.get("JUPYTER_PATH"))))
         serve = [sys.executable, "-W", "ignore", str(root / "workflow/kernels.py"), "serve", folder]
         one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the workflow runs chapters
         with subprocess.Popen(serve, cwd=root, stdin=subprocess.PIPE, env=one_thread):  # ends when its input closes
@@ -386,6 +426,48 @@ def export(
 
     for path in page.explorer(output or checkout() / "book" / "_static" / "explorer"):
         typer.echo(f"{_short(path)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def _kind(profile: Profile, data: Data | None) -> str:
+    """The folder of a build's results."""
+    return f"{profile.value}-{data.value if data else 'default'}"
+
+
+def _elsewhere(root: Path, executor: str | None) -> list[str]:
+    """What Snakemake is told about where jobs run: the executor, and our settings for it where there are some."""
+    settings = root / "workflow/profiles" / (executor or "")
+    known = ["--workflow-profile", f"workflow/profiles/{executor}"] if executor and settings.is_dir() else []
+    return ["--executor", executor, *known] if executor else []
+
+
+def _plan(root: Path, names: list[str], profile: Profile, data: Data | None, gpu: bool | None) -> "jobs.Plan":
+    from hpatlib import jobs
+
+    sources = {name: path for name, path in chapters(root).items() if name in names}
+    on_gpu = profile.value in jobs.ON_GPU if gpu is None else gpu
+    try:
+        return jobs.plan(sources, cells, profile.value, data.value if data else None, gpu=on_gpu)
+    except (FileNotFoundError, ValueError) as error:
+        raise _stop(str(error)) from error
+
+
+def _fan_out(
+    root: Path, names: list[str], profile: Profile, data: Data | None, gpu: bool | None, command: list[str], lock: int
+) -> None:
+    """Train what the chapters need, a job each; again for what only these trainings decide."""
+    from hpatlib import jobs
+
+    folder, before = root / "_build/jobs" / _kind(profile, data), None
+    while todo := jobs.prepare(_plan(root, names, profile, data, gpu), folder):
+        if todo == before:
+            raise _stop(
+                f"{len(todo)} models are not in HPAT_HOME after their trainings: do all jobs share that folder?"
+            )
+        for name in todo:  # a model that is gone must be trained again
+            (folder / f"{name}.key").unlink(missing_ok=True)
+        if code := _attended(command, root, dict(os.environ), lock):
+            raise typer.Exit(code)
+        before = todo
 
 
 @app.command("claims")

@@ -26,7 +26,7 @@ from hpatlib.data import ImageSet
 from hpatlib.frozen import frozen
 from hpatlib.hybrid import Adversary, environment, fixed, perturb, random_noise
 from hpatlib.models import Normalized
-from hpatlib.plots.base import STYLE, picture
+from hpatlib.plots.base import STYLE
 from hpatlib.runs import Run, train_or_load
 from hpatlib.spatial import Box, grid_search, log_odds, random_search, transform
 from hpatlib.stbo import stbo
@@ -129,8 +129,10 @@ def answers_picture(networks: Mapping[str, nn.Module], image: Tensor, label: Ten
     with plt.style.context(STYLE), plt.rc_context({"font.size": 11, "axes.titlesize": 10}):
         canvas, axes = plt.subplots(2, len(shown), figsize=(11, 3.6), height_ratios=(3, 1), sharex="row", sharey="row")
         for (title, x), above, below in zip(shown.items(), *axes, strict=True):
-            picture(above, (1.6 * x[0]).numpy())
-            above.set_title(title)
+            above.imshow((1.6 * x[0]).clamp(0, 1).movedim(0, -1).numpy(), interpolation="nearest")
+            above.set(title=title, xticks=[], yticks=[])
+            above.grid(False)
+            above.spines[:].set_visible(False)
             right = [100 * torch.softmax(network(x)[0], dim=0)[label].item() for network in networks.values()]
             below.barh(list(networks), right, color=["C0", "C1"])
             below.axvline(50, color="0.3", linewidth=1)
@@ -189,7 +191,8 @@ def rounded(model: nn.Module, images: ImageSet) -> nn.Module:
     """
     folded = frozen(model)
     folded(images.tensors(index=np.arange(min(8, len(images))))[0])
-    network = copy.deepcopy(folded.network).to(memory_format=torch.contiguous_format).half().double()
+    network: nn.Module = copy.deepcopy(folded.network)  # type: ignore[assignment]
+    network = network.to(memory_format=torch.contiguous_format).half().double()
     return network.eval().requires_grad_(False)
 
 

@@ -12,9 +12,10 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -160,6 +161,7 @@ def train_or_load(
     damaged or not finite, ``OSError`` where nothing can be stored, and what ``data.load``, ``data.split``,
     ``models.build`` and ``training.fit`` raise.
     """
+    announce([run])
     device = device or default_device()
     if images is None:
         images = _load(run)
@@ -334,6 +336,94 @@ def key(run: Run, fingerprint: str, *, own: bool = False) -> str:
 
 def _start(run: Run, own: bool) -> str:
     return run.weights if own else models.weights_identity(run.model, run.weights)
+
+
+def recipe(run: Run) -> str:
+    """Sixteen hexadecimal digits that follow from the run and the behaviour alone: a key before there are images."""
+    content = json.dumps([to_dict(run), behaviour(run)], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def trained() -> dict[str, dict[str, Any]]:
+    """The provenance of every model in ``home()/models`` that today's code would train, by its ``recipe``.
+
+    Whether the images are still the same is seen when one is loaded.
+    """
+    found = {}
+    for path in sorted((home() / "models").glob("*/run.json")):
+        provenance = json.loads(path.read_text("utf-8"))
+        try:
+            run = from_dict(provenance["run"])
+        except ValueError:  # of another version, or a network of somebody's own
+            continue
+        if provenance["behaviour"] == behaviour(run):
+            found[recipe(run)] = provenance
+    return found
+
+
+@dataclass
+class Noted:
+    """What was asked for while planning: runs; ``later``, stand-ins for runs that only those decide; ``assumed``, the
+    data sets that are not at hand, and how many images their documents use."""
+
+    runs: list[Run] = field(default_factory=list)
+    later: list[Run] = field(default_factory=list)
+    assumed: dict[str, int] = field(default_factory=dict)
+
+
+class Planned(Exception):
+    """Raised while planning in place of a training: nothing is measured."""
+
+
+_noted: ContextVar[Noted | None] = ContextVar("_noted", default=None)
+
+
+@contextmanager
+def planning() -> Iterator[Noted]:
+    """Inside, nothing trains: what is asked for is noted, and ``Planned`` unwinds whoever asked."""
+    noted = Noted()
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+def announce(
+    runs: Iterable[Run], *, later: Iterable[Run] = (), settle: Callable[[], Iterable[Run]] | None = None
+) -> None:
+    """Say which trainings follow, before the first. It does nothing, but while `planning`: then it raises ``Planned``.
+
+    ``settle`` returns the runs that hang on what ``runs`` become, as one that is scaled to another's dose does; it is
+    called when all of ``runs`` are trained, and until then ``later`` stands for them.
+    """
+    noted = _noted.get()
+    if noted is None:
+        return
+    several = list(runs)
+    noted.runs += several
+    if settle is not None:
+        there = trained()
+        if all(recipe(run) in there for run in several):
+            token = _noted.set(None)
+            try:
+                noted.runs += settle()
+            finally:
+                _noted.reset(token)
+        else:
+            noted.later += later
+    raise Planned
+
+
+def even_count(dataset: str) -> int:
+    """``data.even_count``; while `planning` without the images at hand, the document's own number of them."""
+    try:
+        return data.even_count(dataset)
+    except FileNotFoundError:
+        source, noted = data.SOURCES[dataset], _noted.get()
+        if noted is None or source.each is None:
+            raise
+        return noted.assumed.setdefault(dataset, len(source.classes) * source.each)
 
 
 def behaviour(run: Run, own: bool = False) -> dict[str, int]:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+import hpatlib
 from hpatlib import records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -250,10 +251,29 @@ def test_conda_environment_agrees_with_the_package():
 def test_citation_agrees_with_the_package():
     project, citation = _project(), yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
-    assert str(citation["version"]) == project["version"]
+    assert str(citation["version"]) == hpatlib.__version__ and project["dynamic"] == ["version"]
     assert citation["license"] == project["license"]
     assert citation["authors"] == project["authors"]
     assert citation["repository-code"] == project["urls"]["Repository"]
+
+
+def test_the_address_of_the_repository_is_the_same_everywhere():
+    address = _project()["urls"]["Repository"]
+    owner, name = address.removeprefix("https://github.com/").split("/")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    written = {
+        found
+        for path in listed
+        if Path(path).suffix in {".md", ".yml", ".cff", ".toml", ".ipynb", ".py", ".yaml"} and (ROOT / path).is_file()
+        for found in re.findall(rf"github\.com[/:][\w.-]+/{name}\b", (ROOT / path).read_text("utf-8"))
+    }
+    assert written == {f"github.com/{owner}/{name}"}
+    command = ["git", "config", "--get-regexp", r"^remote\..*\.url$"]
+    remotes = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    names = set(re.findall(r"github\.com[/:][\w.-]+/([\w.-]+?)(?:\.git)?$", remotes, re.M))
+    assert names <= {name}, "a fork keeps the name; a repository that was renamed needs its address changed here"
 
 
 # Written in pieces, so that this file does not name what it looks for.

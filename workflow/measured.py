@@ -72,6 +72,32 @@ def growths(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cost(seconds: float) -> str:
+    """Hours of a device, with a digit behind the point where there are few."""
+    return f"{seconds / 3600:,.1f}" if seconds < 36_000 else f"{seconds / 3600:,.0f}"
+
+
+def plan(told: dict[str, Any]) -> str:
+    """What `hpat book --dry-run --json` tells: a row a chapter, and how long the whole takes on so many devices."""
+    unit = told["unit"]
+    heads = ("chapter", "trainings", "of them new", f"{unit}-hours to train", f"{unit}-hours to measure")
+    lines = [line(*heads), "|---|---|---|---|---|"]
+    for row in told["chapters"]:
+        measuring = cost(row["measuring"]) + ("" if row["timed"] else " set aside")
+        trainings = (f"{row['trainings']}", f"{row['new']}", cost(row["training"]))
+        lines.append(line(f"{{doc}}`../notebooks/{row['chapter']}`", *trainings, measuring))
+    training, measuring = cost(told["training"]), cost(told["measuring"])
+    lines.append(line("**together**", "", f"**{told['trainings']}**", f"**{training}**", f"**{measuring}**"))
+    days = [f"{seconds / 86400:.1f} days on {count}" for count, seconds in told["wall"].items()]
+    assumed = [f"{count:,} images of {name}" for name, count in sorted(told["assumed"].items())]
+    about = f"With nothing trained yet, the book takes {', '.join(days)} {unit}s. "
+    about += f"The longest training takes {cost(told['longest'])} hours. "
+    if told["waiting"]:
+        about += f"{told['waiting']} of the trainings are decided by the results of others, and come after them. "
+    about += f"Counted with {told['speed']:.2g} operations a second ({told['speed from']})"
+    return "\n".join(lines) + f"\n\n{about}{', and ' if assumed else ''}{', '.join(assumed)}.\n"
+
+
 def ratios_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
     """Ratios with their spread on a log axis, targets as ticks."""
     table = pd.DataFrame(rows).rename(columns={"ratio": "value", "target": "threshold"}).astype({"threshold": float})
@@ -124,4 +150,6 @@ def made(folder: Path) -> dict[str, bytes]:
     texts["growth"] = growths(steps) if steps else "*Not measured.*\n"
     if steps:
         texts["growth"] += f"\n{growth_figure(steps).html()}\n"
+    counted = folder / "plan.json"
+    texts["plan"] = plan(json.loads(counted.read_text("utf-8"))) if counted.is_file() else "*Not counted.*\n"
     return {f"book/made/{name}.txt": text.encode() for name, text in texts.items()}

@@ -13,7 +13,7 @@ from hpatlib.data import brain_mri, busi, chest_ct, chest_xray, cnmc, medmnist, 
 from hpatlib.data.download import download, unpack
 from hpatlib.data.images import ImageSet, Item, Source, cached, fingerprint
 
-__all__ = ["SOURCES", "ImageSet", "Item", "Source", "even_count", "fetch", "load", "split", "status"]
+__all__ = ["SOURCES", "ImageSet", "Item", "Source", "count", "even_count", "fetch", "load", "split", "status"]
 
 SOURCES: dict[str, Source] = {
     source.key: source
@@ -82,6 +82,13 @@ def even_count(key: str, *, part: str | None = None, root: Path | str | None = N
     _, items = _found(source, part or next(iter(source.parts)), root)
     have = np.bincount([item.label for item in items], minlength=len(source.classes)).min()
     return len(source.classes) * int(min(have, source.each or have))
+
+
+def count(key: str, *, root: Path | str | None = None) -> int:
+    """How many real images `load` finds. Raises FileNotFoundError and ValueError as `load` does."""
+    source = _source(key)
+    _has_parts(source)
+    return len(_found(source, next(iter(source.parts)), root)[1])
 
 
 def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> tuple[ImageSet, ImageSet]:

@@ -99,6 +99,7 @@ SOURCE = Source(
     phantom=ultrasound,
     near=NEAR,
     follow=FOLLOW,
+    published=780,
 )
 
 TWO_CLASSES = replace(

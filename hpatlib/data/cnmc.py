@@ -128,4 +128,5 @@ SOURCE = Source(
     "doi:10.7937/tcia.2019.dc64i46r",
     licence="CC BY 3.0",
     phantom=cells,
+    published=10_661,
 )

@@ -197,10 +197,10 @@ class Source:
     same picture do). Where it is set, `follow` is the same for files that follow each other in one folder, as numbers
     run through the patients, and `mirror` for one image and another that is mirrored, upside down, or both.
     `pad`: black borders make a picture square before it is resized (otherwise it is stretched). `each`: images of each
-    class in the document that uses the set (None: all). For sets that are not loose image files at Kaggle: `folder`
-    under the root when it is not the key, `url` of the one file and its `checksum` ("md5:…"), `arrange`, called as
-    `arrange(unpacked, folder)`, where that file is a zip to be made into the folder, `decode` in place of the function
-    below.
+    class in the document that uses the set (None: all, which are `published` in the set as its authors count them). For
+    sets that are not loose image files at Kaggle: `folder` under the root when it is not the key, `url` of the one file
+    and its `checksum` ("md5:…"), `arrange`, called as `arrange(unpacked, folder)`, where that file is a zip to be made
+    into the folder, `decode` in place of the function below.
     """
 
     key: str
@@ -220,6 +220,7 @@ class Source:
     mirror: int | None = None
     pad: bool = False
     each: int | None = None
+    published: int | None = None
     folder: str = ""
     url: str = ""
     checksum: str = ""

@@ -46,7 +46,7 @@ from hpatlib.glcm import FEATURES
 from hpatlib.hybrid import Adversary
 from hpatlib.measure import BATCH, Attack, Study, logits, named, rows, sample
 from hpatlib.records import Record
-from hpatlib.runs import Run, Trained, train_or_load
+from hpatlib.runs import Run, Trained, announce, even_count, train_or_load
 from hpatlib.worst_case import smallest_eps, worst_case
 
 # The slides have one learning rate, 1e-4. From the identity it moves T and C by a thousandth of the pixel range at
@@ -92,7 +92,7 @@ def count(chosen: Chosen[Profile], dataset: str) -> int | None:
     """How many images of a data set are used: of real ones, as many of each class as the slides have (D9), or less."""
     if not chosen.run.real or chosen.settings.count is not None:
         return chosen.run.count
-    even = data.even_count(dataset)
+    even = even_count(dataset)
     return min(even, chosen.settings.most or even)
 
 
@@ -198,8 +198,17 @@ def _under_attack(
     study = Study(f"assimilation/{chapter}", chosen, ("dataset", "network", "training", "attack", "eps"))
     settings, masking, felled = chosen.settings, [], []
     places = [(dataset, *backbone) for dataset in datasets for backbone in settings.backbones]
-    for dataset, model, weights in places:
-        group = runs(chosen, dataset, model, weights)
+    groups = [runs(chosen, *place) for place in places]
+
+    def all_as(training: str, spread: Callable[[list[Run]], float]) -> list[Run]:
+        return [trained_as(run, training, spread=spread(group)) for group in groups for run in group]
+
+    announce(
+        [run for training in trainings if training != RANDOM for run in all_as(training, lambda group: 1.0)],
+        later=all_as(RANDOM, lambda group: 1.0),
+        settle=lambda: all_as(RANDOM, lambda group: spread_of(group, settings.shown)),
+    )
+    for (dataset, model, weights), group in zip(places, groups, strict=True):
         spread = spread_of(group, settings.shown)
         for run in group:
             asked = {t: with_dose(trained_as(run, t, spread=spread), settings.shown)[:2] for t in trainings}
@@ -335,6 +344,8 @@ def judged(images: ImageSet, right: np.ndarray) -> pd.DataFrame:
 def texture_colour_adaptation(chosen: Chosen[Profile]) -> Record:
     """Texture and colour of the adapted pictures of chest CT and brain MRI, with and without the GLCM loss."""
     study = Study("assimilation/texture_colour_adaptation", chosen, ("dataset", "network", "training"))
+    asked = [(dataset, *backbone) for dataset in MEDICAL[:2] for backbone in chosen.settings.backbones]
+    announce(trained_as(run, t) for place in asked for run in runs(chosen, *place) for t in ("assimilated", FREE))
     for dataset in MEDICAL[:2]:
         for model, weights in chosen.settings.backbones:
             for run in runs(chosen, dataset, model, weights):
@@ -353,9 +364,11 @@ def pictures(chosen: Chosen[Profile], *, label: int = 1, count: int = 2) -> dict
     """
     found: dict[str, dict[str, np.ndarray]] = {}
     model, weights = chosen.settings.backbones[0]
-    for dataset in MEDICAL[:2]:
-        run = replace(chosen.run, dataset=dataset, model=model, weights=weights, real=False)
-        run = replace(run, count=None if chosen.run.real else chosen.run.count)
+    drawn = replace(chosen.run, model=model, weights=weights, real=False)
+    drawn = replace(drawn, count=None if chosen.run.real else chosen.run.count)
+    several = [replace(drawn, dataset=dataset) for dataset in MEDICAL[:2]]
+    announce(trained_as(run, training) for run in several for training in (FREE, "assimilated"))
+    for dataset, run in zip(MEDICAL[:2], several, strict=True):
         shown = found.setdefault(dataset, {})
         for training in (FREE, "assimilated"):
             trained = train_or_load(trained_as(run, training))
@@ -376,10 +389,12 @@ def datasets_and_training(chosen: Chosen[Profile]) -> Record:
     """
     study = Study("assimilation/datasets_and_training", chosen, ("dataset", "split", "class"))
     model, weights = chosen.settings.backbones[0]
-    epochs = []
+    epochs, splits = [], ("patient", "image")
+    several = [run for dataset in MEDICAL for run in runs(chosen, dataset, model, weights)]
+    announce(replace(run, split_by=split) for run in several for split in splits)
     for dataset in MEDICAL:
         for run in runs(chosen, dataset, model, weights):
-            for split in ("patient", "image"):
+            for split in splits:
                 trained = train_or_load(replace(run, split_by=split))
                 study.add(
                     trained,

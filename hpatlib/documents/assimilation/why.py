@@ -23,7 +23,7 @@ from hpatlib.documents.assimilation.study import Profile, clean_rows, count
 from hpatlib.documents.profiles import Chosen
 from hpatlib.measure import Study, logits, named, rows, sample
 from hpatlib.records import Record
-from hpatlib.runs import Run, Trained, train_or_load
+from hpatlib.runs import Run, Trained, announce, even_count, train_or_load
 
 PLACES = 16  # positions of the feature map behind Grad-CAM: 4 × 4 at least, for every network and size
 EPS = 4 / 255  # the middle of the slides' range
@@ -72,7 +72,7 @@ def tasks(chosen: Chosen[Profile]) -> dict[tuple[str, str], list[Run]]:
     key, real = natural(chosen)
     counts = [count(chosen, dataset) for dataset in MEDICAL]
     if real and chosen.settings.count is None:
-        counts.append(data.even_count(key))
+        counts.append(even_count(key))
     even = min((each for each in counts if each is not None), default=None)
     made = {("medical", dataset): chosen.runs(dataset=dataset, model=model, weights=weights) for dataset in MEDICAL}
     made["natural", key] = chosen.runs(dataset=key, real=real, model=model, weights=weights)
@@ -87,7 +87,9 @@ def natural(chosen: Chosen[Profile]) -> tuple[str, bool]:
 
 def asked(chosen: Chosen[Profile]) -> Iterator[Asked]:
     """Every network of `tasks`, trained or loaded, one after the other."""
-    for (domain, dataset), trainings in tasks(chosen).items():
+    several = tasks(chosen)
+    announce(run for trainings in several.values() for run in trainings)
+    for (domain, dataset), trainings in several.items():
         for run in trainings:
             trained = train_or_load(run)
             yield Asked(domain, dataset, trained, sample(trained.test, chosen.settings.shown))
@@ -225,6 +227,7 @@ def glcm_texture(chosen: Chosen[Profile]) -> Record:
     orientations (missing without such a window); ``flat``: the share of its windows that do not.
     """
     study = Study("assimilation/glcm_texture", chosen, ("domain", "dataset"))
+    announce([])
     for (domain, dataset), images in texture_sets(chosen).items():
         study.saw(images)
         study.add(None, pd.DataFrame(named(images) | texture(images)), domain=domain, dataset=dataset)

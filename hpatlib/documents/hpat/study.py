@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ from hpatlib.hybrid import REFERENCE_SIZE, Adversary, Environment, environment, 
 from hpatlib.measure import Study
 from hpatlib.mixbn import Branch, MixBatchNorm2d, branch
 from hpatlib.records import Record
-from hpatlib.runs import Run, Trained, train_or_load
+from hpatlib.runs import Run, Trained, announce, train_or_load
 from hpatlib.spatial import Box, SearchResult, direct_search, gradient_ascent, grid_search, local_search, random_search
 from hpatlib.stbo import stbo
 from hpatlib.worst_case import smallest_eps
@@ -40,6 +41,8 @@ BUDGETS = (1, 3, 9, 18, 27, 45, 63, 81, 99, 100)  # of the searches whose histor
 GRIDS = ((1, 1, 9), (3, 3, 3), (3, 3, 11), (5, 5, 31))  # 9, 27, 99 and Engstrom's 775 points
 DENSE = (7, 7, 61)  # points of the grid that says what a search with 100 queries has missed
 EDGE = (2**-10 / 255, 8 / 255)  # of the least noise that is looked for
+
+Name = TypeVar("Name")
 
 
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,15 +96,21 @@ def strategies(chosen: Chosen[Profile], names: Sequence[str], split_by: str = "p
     }
 
 
+def split_strategies(chosen: Chosen[Profile], names: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], list[Run]]:
+    """Runs of `strategies` by the split and the strategy, which ``names`` lists for each split."""
+    return {(split, name): runs for split in names for name, runs in strategies(chosen, names[split], split).items()}
+
+
 def networks(chosen: Chosen[Profile]) -> dict[str, list[Run]]:
     """Runs of the networks of table 1 by name, trained on clean images."""
     count = chosen.settings.network_trainings
     return {f"{m} ({w})": chosen.runs(count, model=m, weights=w) for m, w in chosen.settings.networks}
 
 
-def trained(named: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, Run, Trained]]:
+def trained(named: Mapping[Name, Sequence[Run]]) -> Iterator[tuple[Name, Run, Trained]]:
     """Every run by its name, trained or loaded; one at a time, so that no two models are in memory."""
     runs = [(name, run) for name, several in named.items() for run in several]
+    announce(run for _, run in runs)
     for name, run in tqdm(runs, "models", unit="model", leave=False):
         yield name, run, train_or_load(run)
 
@@ -209,16 +218,16 @@ def training_strategies(chosen: Chosen[Profile]) -> Record:
     """
     study = Study("hpat/fig4_training_strategies", chosen, ["split", "training", "environment", "reading"])
     settings, thresholds = chosen.settings, []
-    for split, names in {"patient": list(adversaries(chosen)), "image": ["Standard"]}.items():
-        for name, run, found in trained(strategies(chosen, names, split)):
-            given = {"split": split, "training": name}
-            ask = _Asked(study, found, run, settings.searches, given)
-            ask.clean(found.test)
-            ask.places(found.test, places(chosen)[6:], "fixed", "searched")
-            if split == "patient":
-                ask.places(measure.sample(found.test, settings.hardest), places(chosen)[6:], "worst")
-                ask.places(measure.sample(found.test, settings.shown), places(chosen)[1:6], "fixed", "searched")
-                thresholds += _thresholds(found, run, chosen, name)
+    names = {"patient": list(adversaries(chosen)), "image": ["Standard"]}
+    for (split, name), run, found in trained(split_strategies(chosen, names)):
+        given = {"split": split, "training": name}
+        ask = _Asked(study, found, run, settings.searches, given)
+        ask.clean(found.test)
+        ask.places(found.test, places(chosen)[6:], "fixed", "searched")
+        if split == "patient":
+            ask.places(measure.sample(found.test, settings.hardest), places(chosen)[6:], "worst")
+            ask.places(measure.sample(found.test, settings.shown), places(chosen)[1:6], "fixed", "searched")
+            thresholds += _thresholds(found, run, chosen, name)
     study.table("thresholds", pd.DataFrame(thresholds))
     return study.record()
 
@@ -258,17 +267,17 @@ def mixbn(chosen: Chosen[Profile]) -> Record:
     study = Study("hpat/table2_mixbn", chosen, ["split", "training", "branch", "environment", "reading"])
     halves, settings = _halves(chosen), chosen.settings
     pairs = [name + suffix for name in ABLATED for suffix in ("", "+MixBN")]
-    for split, names in {"patient": ["Standard", LONGER, *pairs], "image": ["Standard"]}.items():
-        for name, run, found in trained(strategies(chosen, names, split)):
-            sides: tuple[Branch | None, ...] = ("clean", "adv") if run.mixbn else (None,)
-            for side in sides:
-                given = {"split": split, "training": name, "branch": side or "shared"}
-                with branch(found.model, side) if side else nullcontext():
-                    ask = _Asked(study, found, run, settings.searches, given)
-                    ask.clean(found.test)
-                    if split == "patient" and name != LONGER:
-                        few, own = measure.sample(found.test, settings.hardest), OWN[name.removesuffix("+MixBN")]
-                        ask.places(few, [halves[each] for each in own], "searched")
+    names = {"patient": ["Standard", LONGER, *pairs], "image": ["Standard"]}
+    for (split, name), run, found in trained(split_strategies(chosen, names)):
+        sides: tuple[Branch | None, ...] = ("clean", "adv") if run.mixbn else (None,)
+        for side in sides:
+            given = {"split": split, "training": name, "branch": side or "shared"}
+            with branch(found.model, side) if side else nullcontext():
+                ask = _Asked(study, found, run, settings.searches, given)
+                ask.clean(found.test)
+                if split == "patient" and name != LONGER:
+                    few, own = measure.sample(found.test, settings.hardest), OWN[name.removesuffix("+MixBN")]
+                    ask.places(few, [halves[each] for each in own], "searched")
     return study.record()
 
 

@@ -22,7 +22,7 @@ from hpatlib.documents.profiles import Chosen
 from hpatlib.hybrid import Adversary
 from hpatlib.measure import Attack, Study, rows
 from hpatlib.records import Record
-from hpatlib.runs import Run, Trained, train_or_load
+from hpatlib.runs import Run, Trained, announce, train_or_load
 from hpatlib.worst_case import smallest_eps, worst_case
 
 FORMULA = "ultrasound/fig1_2_image_and_noise"
@@ -63,6 +63,7 @@ class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields
 def formula(chosen: Chosen[Profile]) -> Record:
     """Figures 1 and 2: how far the printed formula and FGSM move a pixel, and what the simple CNN answers then (C1)."""
     study = Study(FORMULA, chosen, ("eps", "formula"))
+    announce(chosen.runs())
     for run in tqdm(chosen.runs(), "simple CNN", unit="training"):
         clean = train_or_load(run)
         study.add(clean, rows(clean.test, measure.logits_of(clean.model, clean.test)), eps=0, formula="none")
@@ -96,12 +97,14 @@ def pictures(chosen: Chosen[Profile]) -> dict[str, np.ndarray]:
 
 def resnet50(chosen: Chosen[Profile]) -> Record:
     """Figures 3 and 4: the large networks before and after attack training at ε = 0.5, beside a simple CNN."""
-    study = Study(RESNET50, chosen, CONDITIONS)
+    study, trainings = Study(RESNET50, chosen, CONDITIONS), chosen.settings.network_trainings
+    several = [chosen.runs(trainings, model=model, weights=weights) for model, weights in chosen.settings.networks]
+    announce([*map(other, chosen.runs(trainings)), *asked_of([run for group in several for run in group], [EPS])])
     for model, weights in chosen.settings.networks:
-        for run in _runs(chosen, model, weights, chosen.settings.network_trainings):
+        for run in _runs(chosen, model, weights, trainings):
             attack_training(study, run, [EPS])
     # The simple CNN that transfer attacks come from: of the same splits, and so what the others are compared with.
-    for run in chosen.runs(chosen.settings.network_trainings):
+    for run in chosen.runs(trainings):
         simple = train_or_load(other(run))
         _add_clean(study, simple, chosen.settings, network=network(simple), split=run.split_by, eps=0, training="clean")
     return study.record()
@@ -113,9 +116,11 @@ def simple_cnn(chosen: Chosen[Profile]) -> Record:
     Split both ways (C4), and for near-duplicates on one side, trained in each of the readings that C3 leaves open.
     """
     study = Study(SIMPLE_CNN, chosen, CONDITIONS)
-    for split in ("patient", "random"):
+    splits = {"patient": list(READINGS), "random": ["static"]}
+    announce(run for split, kinds in splits.items() for run in asked_of(chosen.runs(split_by=split), [EPS], kinds))
+    for split, trainings in splits.items():
         for run in tqdm(chosen.runs(split_by=split), f"split by {split}", unit="training"):
-            attack_training(study, run, [EPS], list(READINGS) if split == "patient" else ["static"])
+            attack_training(study, run, [EPS], trainings)
     return study.record()
 
 
@@ -127,6 +132,7 @@ def smaller_eps(chosen: Chosen[Profile], eps: float) -> Record:
     if eps not in SMALLER:
         raise ValueError(f"the report has no figures at ε = {eps}: choose one of {', '.join(map(str, SMALLER))}")
     study = Study(SMALLER[eps], chosen, CONDITIONS)
+    announce(asked_of(chosen.runs(), [eps, EPS]))
     for run in tqdm(chosen.runs(), "simple CNN", unit="training"):
         attack_training(study, run, [eps, EPS])
     return study.record()
@@ -135,11 +141,20 @@ def smaller_eps(chosen: Chosen[Profile], eps: float) -> Record:
 def sweep(chosen: Chosen[Profile]) -> Record:
     """Beyond the figures: two networks over the ladder of ε, trained online too, and whether noise tells its label."""
     study, settings = Study(SWEEP, chosen, CONDITIONS), chosen.settings
+    trainings, (model, weights) = ["static", "online"], settings.networks[-1]
+    large = chosen.runs(settings.sweep_trainings, model=model, weights=weights)
+    announce(asked_of([*chosen.runs(), *large], settings.ladder, trainings))
     for run in tqdm(chosen.runs(), "simple CNN", unit="training"):
-        attack_training(study, run, settings.ladder, ["static", "online"], leaks=True)
-    for run in _runs(chosen, *settings.networks[-1], settings.sweep_trainings):
-        attack_training(study, run, settings.ladder, ["static", "online"], leaks=True)
+        attack_training(study, run, settings.ladder, trainings, leaks=True)
+    for run in _runs(chosen, model, weights, settings.sweep_trainings):
+        attack_training(study, run, settings.ladder, trainings, leaks=True)
     return study.record()
+
+
+def asked_of(runs: Sequence[Run], ladder: Sequence[float], trainings: Sequence[str] = ("static",)) -> list[Run]:
+    """What `attack_training` trains for each of ``runs``."""
+    against_each = [against(run, training, eps) for run in runs for training in trainings for eps in ladder]
+    return [*runs, *map(other, runs), *against_each]
 
 
 def attack_training(
