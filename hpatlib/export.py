@@ -204,7 +204,9 @@ def layers(network: nn.Module) -> Iterator[dict[str, Any]]:
     ``"linear"`` (``weight`` [O, I]). Raises ``ValueError`` for anything else.
     """
     if not isinstance(network, Normalized) or len(set(network.mean.flatten().tolist())) > 1:
-        raise ValueError(f"expected a Normalized network with one mean for all channels, found {type(network).__name__}")
+        raise ValueError(
+            f"expected a Normalized network with one mean for all channels, found {type(network).__name__}"
+        )
     yield {"kind": "scale", "mean": network.mean.flatten()[0].item(), "std": network.std.flatten()[0].item()}
     for layer in network.backbone.modules():
         if isinstance(layer, nn.Sequential | nn.Flatten | nn.Identity):  # neither computes anything

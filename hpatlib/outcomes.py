@@ -131,7 +131,8 @@ class Outcomes:
         return None if seeds[0] is None else seeds.astype(int)
 
     def _mean(self, rows: pd.DataFrame, values: pd.Series, leaf: tuple[Leaf, ...]) -> Estimate:
-        return statistics.mean_of(values.to_numpy(float), self._trainings(rows), rows["group"], leaf)
+        kinds = rows["label"].to_numpy() if "label" in rows else None
+        return statistics.mean_of(values.to_numpy(float), self._trainings(rows), rows["group"], leaf, kinds)
 
     @property
     def _answered(self) -> Outcomes:

@@ -22,7 +22,10 @@ not how many there are. For a mean over images of which cluster c holds the shar
     d_sc = w_c (mean of c − v_s) / √(1 − 2 w_c + Σ_k w_k²),
 
 where the root makes up for v_s having followed c: with one image a cluster Σ_c d_sc² is the familiar variance over n,
-and with large clusters it is unbiased if the means of all clusters vary alike. ``benchmarks/intervals.py`` shows how
+and with large clusters it is unbiased if the means of all clusters vary alike. Classes are strata: c is compared with
+its own class, w_c being its share of it, and d_sc is weighted by the share of the class. Where one cluster is more than
+half of a class in a test, as a single healthy subject is, the class is centred on its mean over all trainings, with the
+shares w_k of all their tests: such a cluster tells nothing by itself about others, but those of other trainings do. ``benchmarks/intervals.py`` shows how
 often such an interval holds the truth. It is too narrow where it cannot know better: outcomes that are all alike have
 no variance, however few they are; a single training says nothing about others; and where values are skewed,
 as near 0 or 1, the truth lies beyond one end more often than beyond the other.
@@ -313,21 +316,68 @@ def half_width(
 
 
 def mean_of(
-    values: ArrayLike, trainings: ArrayLike | None, clusters: ArrayLike, leaves: tuple[Leaf, ...] = ()
+    values: ArrayLike,
+    trainings: ArrayLike | None,
+    clusters: ArrayLike,
+    leaves: tuple[Leaf, ...] = (),
+    strata: ArrayLike | None = None,
 ) -> Estimate:
     """The mean of ``values [M]`` over the images of each training: the row's training ``[M]`` (None: there is none) and
-    its cluster ``[M]``. NaN counts as missing. Raises ``ValueError`` for infinite values and where nothing is left."""
+    its cluster ``[M]``. NaN counts as missing. Raises ``ValueError`` for infinite values and where nothing is left.
+
+    ``strata [M]``: the row's class. That classes differ is then no uncertainty, for their shares are those of the data
+    set: a cluster is compared with its own class (see the top of this module)."""
     v, names, row, groups, column = _coded(values, trainings, clusters)
     counts = np.bincount(row, minlength=len(names))
     if not len(v) or counts.min() == 0:
         missing = [str(name) for name, count in zip(names, counts, strict=True) if not count]
         raise ValueError(f"a mean needs a value in each training, found none in {', '.join(missing) or 'any'}")
-    means, influence = np.empty(len(names)), np.zeros((len(names), len(groups)))
-    for number in range(len(names)):
-        mine = row == number
-        means[number], influence[number] = _mean_parts(v[mine], column[mine], len(groups))
+    kind = _strata(strata, np.asarray(values, dtype=float), column)
+    means = np.bincount(row, v, len(names)) / counts
+    influence = np.zeros((len(names), len(groups)))
+    for each in np.unique(kind):
+        mine = kind == each
+        pull = _pulls(v[mine], row[mine], column[mine], len(names), len(groups))
+        influence += pull * (np.bincount(row[mine], minlength=len(names)) / counts)[:, None]
     drawn = None if trainings is None else tuple(names.tolist())
     return Estimate(means, influence, drawn, groups, int(counts.min()), leaves)
+
+
+def _strata(strata: ArrayLike | None, values: Floats, column: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The class of each value that is not missing; one for all where a class has a single cluster, whose like nobody
+    knows."""
+    if strata is None:
+        return np.zeros(len(column), int)
+    given = np.asarray(strata)
+    if given.shape != values.shape:
+        raise ValueError(f"strata must be [M] as values, found {list(given.shape)} for {list(values.shape)}")
+    _, kind = np.unique(given[~np.isnan(values)], return_inverse=True)
+    lone = any(len(np.unique(column[kind == each])) == 1 for each in range(kind.max() + 1))
+    return np.zeros(len(column), int) if lone else kind
+
+
+DOMINATED = 0.5  # of a class in one test: from this share on a cluster is compared with those of other trainings
+
+
+def _pulls(v: Floats, row: NDArray[np.intp], column: NDArray[np.intp], count: int, clusters: int) -> Floats:
+    """How far each cluster pulls the mean of one class in each training ``[S, C]``; 0 where it has no image there."""
+    at, size = row * clusters + column, count * clusters
+    images = np.bincount(at, minlength=size).reshape(count, clusters)
+    sums = np.bincount(at, v, size).reshape(count, clusters)
+    total = images.sum(axis=1, keepdims=True)
+    there = total[:, 0] > 0
+    share = images / np.where(total > 0, total, 1)
+    means = sums.sum(axis=1, keepdims=True) / np.where(total > 0, total, 1)
+    pooled, centre = share[there].mean(axis=0), means[there].mean()
+    if there.sum() > 1 and pooled.max() < 1:
+        dominated = share.max(axis=1, keepdims=True) > DOMINATED
+    else:  # no other trainings to compare with
+        dominated = np.zeros((count, 1), bool)
+    means = np.where(dominated, centre, means)
+    known = np.where(dominated, pooled, share)  # how much of its own mean a cluster is
+    left = 1 - 2 * known + np.square(known).sum(axis=1, keepdims=True)
+    pull = (sums - images * means) / np.where(total > 0, total, 1)
+    return pull / np.sqrt(np.where(known == 1, 1.0, left))
 
 
 def auc_of(
@@ -347,25 +397,19 @@ def auc_of(
     if hit.shape != missing.shape:
         raise ValueError(f"scores and positive must be [M] each, found {len(missing)} scores and {list(hit.shape)}")
     hit = hit[~missing]
-    areas, influence, counts = np.empty(len(names)), np.zeros((len(names), len(groups))), []
+    areas, placed, counts = np.empty(len(names)), np.empty(len(s)), []
     for number in range(len(names)):
         up, down = (row == number) & hit, (row == number) & ~hit
         if not up.any() or not down.any():
             raise ValueError(f"an AUC needs images of both classes, found one alone in training {names[number]}")
-        placed_up, placed_down = _placements(s[up], s[down]), 1 - _placements(s[down], s[up])
-        areas[number], pull = _mean_parts(placed_up, column[up], len(groups))
-        influence[number] = pull + _mean_parts(placed_down, column[down], len(groups))[1]
+        placed[up], placed[down] = _placements(s[up], s[down]), 1 - _placements(s[down], s[up])
+        areas[number] = placed[up].mean()
         counts.append(int(up.sum() + down.sum()))
+    # The mean of either class is the area.
+    up, down = (_pulls(placed[c], row[c], column[c], len(names), len(groups)) for c in (hit, ~hit))
+    influence = up + down
     drawn = None if trainings is None else tuple(names.tolist())
     return Estimate(areas, influence, drawn, groups, min(counts), leaves)
-
-
-def _mean_parts(values: Floats, column: NDArray[np.intp], clusters: int) -> tuple[float, Floats]:
-    """The mean of one training's ``values [n]`` and the influences ``[C]`` of their clusters, 0 for a lone cluster."""
-    mean, share = float(values.mean()), np.bincount(column, minlength=clusters) / len(values)
-    pull = np.bincount(column, values - mean, minlength=clusters) / len(values)
-    left = 1 - 2 * share + np.square(share).sum()
-    return mean, pull / np.sqrt(np.where(share == 1, 1.0, left))
 
 
 def _placements(scores: Floats, others: Floats) -> Floats:

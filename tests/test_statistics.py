@@ -1,5 +1,6 @@
 """Estimates against scikit-learn, SciPy, statsmodels, closed forms, invariants, and simulated coverage."""
 
+import math
 import re
 
 import numpy as np
@@ -432,3 +433,76 @@ def test_a_ratio_over_nothing_is_nought():
     called = mean_of([0.0, 0, 1, 0], [0, 0, 1, 1], [0, 1, 0, 1])
     precision = mean_of([0.0, 0, 1, 0], [0, 0, 1, 1], [0, 1, 0, 1]) / called
     np.testing.assert_allclose(precision.values, [0, 1])
+
+
+# Classes as strata.
+
+
+def test_with_an_image_a_cluster_the_error_is_that_of_a_stratified_sample():
+    rng = np.random.default_rng(0)
+    kind = np.repeat([0, 1], [30, 70])
+    values = rng.normal(size=100) + 5 * kind
+    within = sum((kind == k).mean() ** 2 * values[kind == k].var(ddof=1) / (kind == k).sum() for k in (0, 1))
+    estimate = mean_of(values, None, np.arange(100), (), kind)
+    assert estimate.value == pytest.approx(values.mean()) and estimate.error == pytest.approx(math.sqrt(within))
+    assert estimate.error < mean_of(values, None, np.arange(100)).error / 2  # that classes differ is no uncertainty
+
+
+def test_strata_of_one_class_or_with_a_lone_cluster_change_nothing():
+    rng = np.random.default_rng(1)
+    values, training, cluster = rng.normal(size=60), np.repeat([0, 1], 30), np.tile(np.arange(15), 4)
+    same(mean_of(values, training, cluster, (), np.ones(60)), mean_of(values, training, cluster))
+    alone = (cluster == 3).astype(int)  # the only cluster of its class: nobody knows how its like differ
+    same(mean_of(values, training, cluster, (), alone), mean_of(values, training, cluster))
+    values[:4] = np.nan
+    kind = cluster % 2
+    kept = ~np.isnan(values)
+    same(
+        mean_of(values, training, cluster, (), kind),
+        mean_of(values[kept], training[kept], cluster[kept], (), kind[kept]),
+    )
+    with pytest.raises(ValueError, match=r"strata must be \[M\] as values, found \[3\] for \[60\]"):
+        mean_of(values, training, cluster, (), [0, 1, 1])
+
+
+def few_healthy(rng, subject: float, effect: float) -> tuple[np.ndarray, ...]:
+    """Six tests as C-NMC has them: one of three large healthy subjects, three tiny ones, and four of twelve patients."""
+    names = [*(f"H{k}" for k in range(9)), *(f"p{k}" for k in range(12))]
+    level = dict(zip(names, rng.normal(0, subject, len(names)), strict=True))
+    rows = []
+    for seed in range(6):
+        drift = rng.normal(0, effect)
+        tested = [(f"H{seed % 3}", 273, 0), *((n, 2, 0) for n in rng.choice(names[3:9], 3, replace=False))]
+        tested += [(n, 77, 1) for n in rng.choice(names[9:], 4, replace=False)]
+        for name, count, kind in tested:
+            right = rng.random(count) < stats.norm.cdf((1.5 if kind else -1.0) + level[name] + drift)
+            rows.append((right.astype(float), np.full(count, seed), np.full(count, name), np.full(count, kind)))
+    return tuple(map(np.concatenate, zip(*rows, strict=True)))
+
+
+def test_an_interval_of_few_healthy_subjects_holds_the_truth_and_is_of_use():
+    rng, subject, effect = np.random.default_rng(2), 0.3, 0.2
+    scale = math.sqrt(1 + subject**2 + effect**2)
+    truth = (279 * stats.norm.cdf(-1.0 / scale) + 308 * stats.norm.cdf(1.5 / scale)) / 587
+    held, widths, plain = 0, [], []
+    for _ in range(300):
+        values, training, cluster, kind = few_healthy(rng, subject, effect)
+        low, high = mean_of(values, training, cluster, (), kind).interval()
+        held += low <= truth <= high
+        widths.append(high - low)
+        plain.append(np.diff(mean_of(values, training, cluster).interval())[0])
+    assert 0.90 <= held / 300 <= 0.985  # nominal 0.95, less for three subjects that decide
+    assert np.median(widths) < 0.25 < 0.5 < np.median(plain)  # without strata the interval says nothing
+
+
+def test_a_dominated_class_is_compared_with_that_of_other_trainings():
+    """Three trainings, a healthy subject each, without noise: V₂ is 0, for nothing is shared, and V₁ holds it all."""
+    values = np.r_[np.zeros(8), np.ones(2), np.full(8, 0.3), np.ones(2), np.full(8, 0.6), np.ones(2)]
+    training, cluster = np.repeat([0, 1, 2], 10), np.array([*"aaaaaaaaxybbbbbbbbxyccccccccxy"])
+    kind = np.tile(np.r_[np.zeros(8), np.ones(2)], 3)
+    estimate = mean_of(values, training, cluster, (), kind)
+    assert estimate.variances[1] == 0
+    np.testing.assert_allclose(estimate.influence[0][:3], [0.8 * (0 - 0.3) / math.sqrt(2 / 3), 0, 0])
+    twice = np.r_[training, training + 3]
+    shared = mean_of(np.tile(values, 2), twice, np.tile(cluster, 2), (), np.tile(kind, 2))
+    assert shared.variances[1] > 0  # each subject in two trainings
