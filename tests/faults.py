@@ -334,7 +334,7 @@ def stored(damage: Callable[[Path], object], *expected: str) -> Case:
 
     def case(folder: Path) -> str:
         where = trained(folder)
-        before = load_file(where / "model.safetensors")
+        before = {name: tensor.clone() for name, tensor in load_file(where / "model.safetensors").items()}  # unmapped
         damage(where)
         with mock.patch.dict(os.environ, HPAT_HOME=str(folder)):
             found = refused(lambda: runs.train_or_load(OWN, images=blobs(), device="cpu"), str(where), *expected)
@@ -770,7 +770,7 @@ def trains(folder: Path) -> None:
 
 
 def decodes(folder: Path) -> None:
-    ImageSet.from_folder(own_folder(folder), size=16)
+    ImageSet.from_folder(folder / "own", size=16)
 
 
 WORK = {"a record": saves_record, "a training": trains, "decoded images": decodes}
@@ -781,6 +781,7 @@ def disk(work: Callable[[Path], object], call: str, code: int) -> Case:
 
     def case(folder: Path) -> str:
         error = OSError(code, os.strerror(code))
+        own_folder(folder)
         with mock.patch.dict(os.environ, HPAT_HOME=str(folder / "home")):
             with mock.patch(f"os.{call}", side_effect=error):
                 found = refused(lambda: work(folder), str(folder), os.strerror(code), "make room or allow it")
@@ -803,6 +804,7 @@ STORAGE: dict[str, Case] = {
 
 def home_is_a_file(work: Callable[[Path], object]) -> Case:
     def case(folder: Path) -> str:
+        own_folder(folder)
         (folder / "home").touch()
         (folder / "records").touch()
         with mock.patch.dict(os.environ, HPAT_HOME=str(folder / "home")):
