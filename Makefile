@@ -7,7 +7,7 @@ CORES ?= 2
 bin := .venv/bin
 ready := .venv/.ready
 
-.PHONY: book test bench lint format sync lock clean
+.PHONY: book test test-faults bench lint format sync lock clean
 
 book: $(ready)  ## run what is out of date, then build _build/html (PROFILE=laptop DATA=real CORES=8)
 	$(bin)/hpat book --profile $(PROFILE) $(if $(DATA),--data $(DATA)) --cores $(CORES)
@@ -15,6 +15,9 @@ book: $(ready)  ## run what is out of date, then build _build/html (PROFILE=lapt
 test: book lint  ## the book, then every test, the chapters' stored outputs and the pages included
 	$(bin)/hpat verify || test $$? -eq 10  # 10: a claim is contradicted, which is a result
 	OMP_NUM_THREADS=1 $(bin)/pytest -n $(CORES) --dist loadfile tests  # a file on each core; the chapters are those of the book
+
+test-faults: $(ready)  ## kills, races, damaged and hostile files: how many ended in a clear sentence
+	$(bin)/python tests/faults.py
 
 bench: $(ready)  ## side-by-side timings: run on a machine that does nothing else
 	for name in attacks forward glcm growth memory stbo training; do \
