@@ -7,7 +7,7 @@ CORES ?= 2
 bin := .venv/bin
 ready := .venv/.ready
 
-.PHONY: help book test test-book coverage test-cluster test-launch plan bench lint format sync lock clean
+.PHONY: help book test test-book test-faults coverage test-cluster test-launch plan bench lint format sync lock clean
 .DEFAULT_GOAL := book
 
 help:  ## this list
@@ -36,6 +36,9 @@ plan: $(ready)  ## count anew what the profile paper costs, for the page on repr
 
 test-book: book  ## every page in a browser: accessible, light, quick to its answer (minutes)
 	$(bin)/pytest -m book tests
+
+test-faults: $(ready)  ## kills, races, damaged and hostile files: how many ended in a clear sentence
+	$(bin)/python tests/faults.py
 
 bench: $(ready)  ## side-by-side timings: run on a machine that does nothing else
 	for name in attacks forward glcm growth memory stbo training; do \

@@ -466,7 +466,7 @@ def test_strata_of_one_class_or_with_a_lone_cluster_change_nothing():
 
 
 def few_healthy(rng, subject: float, effect: float) -> tuple[np.ndarray, ...]:
-    """Six tests as C-NMC has them: one of three large healthy subjects, three tiny ones, and four of twelve patients."""
+    """Six tests as C-NMC has them: one of three large healthy subjects, three tiny ones, four of twelve patients."""
     names = [*(f"H{k}" for k in range(9)), *(f"p{k}" for k in range(12))]
     level = dict(zip(names, rng.normal(0, subject, len(names)), strict=True))
     rows = []

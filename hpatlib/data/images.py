@@ -513,12 +513,16 @@ def _write(entry: Path, images: np.ndarray, about: dict) -> None:
     """Write beside, flush to the disk, rename: called under the entry's lock, so a leftover is a dead process's."""
     beside = entry.with_name(f"{entry.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    with open(beside / "images.npy", "wb") as file:
-        np.save(file, images)
-        file.flush()
-        os.fsync(file.fileno())
-    write(beside / "about.json", sealed(about))
-    if entry.exists():  # damaged
-        shutil.rmtree(entry)
-    os.rename(beside, entry)
+    try:
+        beside.mkdir(parents=True)
+        with open(beside / "images.npy", "wb") as file:
+            np.save(file, images)
+            file.flush()
+            os.fsync(file.fileno())
+        write(beside / "about.json", sealed(about))
+        if entry.exists():  # damaged
+            shutil.rmtree(entry)
+        os.rename(beside, entry)
+    except OSError:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
