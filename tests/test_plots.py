@@ -126,7 +126,7 @@ def test_a_heat_map_says_its_values_in_per_cent(axes):
     table = pd.DataFrame({"x": [0, 30, 0, 30], "y": [0, 0, 1, 1], "value": [1.0, 0.5, 0.25, 0.0]})
     charts.heat(table, "x", "y").draw(axes, False)
     assert [text.get_text() for text in axes.texts] == ["100", "50", "25", "0"]
-    np.testing.assert_array_equal(axes.collections[0].get_array().reshape(2, 2), [[1, 0.5], [0.25, 0]])
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[1, 0.5], [0.25, 0]])
 
 
 def test_a_matrix_has_a_dot_a_row_and_column(axes):

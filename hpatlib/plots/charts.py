@@ -266,12 +266,12 @@ def heat(table: pd.DataFrame, x: str, y: str, **words: Any) -> Panel:
     height = 0.3 * len(grid) + 0.85
 
     def draw(axis: Axes, narrow: bool) -> list[End]:
-        axis.pcolormesh(grid, vmin=0, vmax=1, cmap="viridis", edgecolors="white", linewidth=0.4)
+        axis.imshow(grid, origin="lower", vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="none")
         for (i, j), value in np.ndenumerate(grid.to_numpy()):
             ink = "#ffffff" if value < 0.6 else "#000000"
-            axis.text(j + 0.5, i + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
-        axis.set_xticks(np.arange(grid.shape[1]) + 0.5, [f"{value:g}" for value in grid.columns])
-        axis.set_yticks(np.arange(grid.shape[0]) + 0.5, [f"{value:g}" for value in grid.index])
+            axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
+        axis.set_xticks(range(grid.shape[1]), [f"{value:g}" for value in grid.columns])
+        axis.set_yticks(range(grid.shape[0]), [f"{value:g}" for value in grid.index])
         axis.grid(False)
         axis.spines[:].set_visible(False)
         return []

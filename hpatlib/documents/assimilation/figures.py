@@ -336,7 +336,7 @@ def textures(record: Record) -> Figure:
             table, each = frames(cells, "column", "training")
             words: dict[str, Any] = {"names": columns, "title": SOURCES[dataset].label, "xlabel": label}
             shown.append(charts.dots(table, "column", looks, "training", each=each, line=0.0, **words))
-            apart |= {training: cells["texture", training].value for training in looks}
+            apart |= {name: cell.value for (column, name), cell in cells.items() if column == "texture"}
     return charts.figure(
         shown,
         name="textures",
