@@ -104,8 +104,8 @@ def test_dumbbells_join_published_values_with_ours(axes):
     panel.draw(axes, False)
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
     assert sorted(x for line in hollow for x in line.get_xdata()) == [0.9] * 3
-    joins = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
-    assert sorted(line.get_xdata()[1] for line in joins) == sorted(table["value"].iloc[1:])
+    joins = [path.vertices for lines in axes.collections if lines.get_linewidth()[0] > 2 for path in lines.get_paths()]
+    assert sorted(join[0, 0] for join in joins) == sorted(table["value"].iloc[1:])
     assert panel.data["published"].isna().tolist() == [True, False, False, False] and len(panel.keys) == 3
 
 

@@ -63,16 +63,6 @@ def names() -> list[str]:
     return [SOURCES[key].label for key in MEDICAL]
 
 
-def frames(cells: Mapping[tuple[str, ...], Estimate], *columns: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Estimates by key as the two tables of `charts`: with 95 % intervals, and a row a training."""
-    table, each = [], []
-    for key, estimate in cells.items():
-        about, (low, high) = dict(zip(columns, key, strict=True)), estimate.interval()
-        table.append(about | {"value": estimate.value, "low": low, "high": high})
-        each += [about | {"value": value} for value in estimate.values if estimate.trainings]
-    return pd.DataFrame(table), pd.DataFrame(each, columns=[*columns, "value"])
-
-
 def strengths(record: Record) -> Figure:
     """Accuracy against ε, a panel a data set, a network and an attack, a line a training; ε = 0 is the clean image."""
     o = record.outcomes
@@ -328,12 +318,12 @@ def textures(record: Record) -> Figure:
     for dataset in o.values("dataset"):
         there = o.where(dataset=dataset)
         for label, columns in sides.items():
-            cells: dict[tuple[str, ...], Estimate] = {
+            cells = {
                 (column, training): average(*(there.mean(column)[n, training] for n in there.values("network")))
                 for column in columns
                 for training in looks
             }
-            table, each = frames(cells, "column", "training")
+            table, each = charts.frames(cells, "column", "training")
             words: dict[str, Any] = {"names": columns, "title": SOURCES[dataset].label, "xlabel": label}
             shown.append(charts.dots(table, "column", looks, "training", each=each, line=0.0, **words))
             apart |= {name: cell.value for (column, name), cell in cells.items() if column == "texture"}

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from hpatlib.data import SOURCES
-from hpatlib.documents.assimilation.figures import _percent, frames
+from hpatlib.documents.assimilation.figures import _percent
 from hpatlib.documents.assimilation.quantities import (
     FLAT,
     HALF,
@@ -322,7 +322,7 @@ def _looks(o: Outcomes) -> dict[str, Style]:
 
 def _ranking(cells: Cells, o: Outcomes, **words: Any) -> charts.Panel:
     """A row a task."""
-    table, each = frames({("/".join(key),): estimate for key, estimate in cells.items()}, "task")
+    table, each = charts.frames({("/".join(key),): estimate for key, estimate in cells.items()}, "task")
     return charts.dots(table, "task", _looks(o), each=each if len(each) else None, **words)
 
 

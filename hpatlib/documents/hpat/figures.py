@@ -132,6 +132,30 @@ def _stacked(cells: dict[str, Cells], kind: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def benchmarks(record: Record) -> Figure:
+    """Table 1 as dumbbells: its numbers, and ours on clean images, a panel a metric, a row a network."""
+    o, printed = record.outcomes.where(environment="H0"), documents.published_table("hpat", "table1")
+    scores = {"ACC": o.accuracy, "PRE": o.precision("macro"), "F1": o.f1("macro"), "AUC": o.auc}
+    names = o.values("network")
+    looks = {name: Style(base.network(name), charts.PAINT[0]) for name in names}
+    told = printed.rename(index={name.partition(" (")[0]: name for name in names}).rename_axis("network").reset_index()
+    shown = []
+    for metric, cells in scores.items():
+        words = ACROSS | {"xlabel": f"{metric}, %", "published": told.rename(columns={metric: "value"})}
+        shown.append(charts.dots(cells.table(), "network", looks, each=cells.each(), **words))
+    best = max(names, key=lambda name: o.accuracy[name].value)
+    return charts.figure(
+        shown,
+        name="benchmarks",
+        record=record,
+        share="y",
+        caption="Clean images, beside table 1 (hollow); PRE and F1 are means over the classes. Dots: mean over "
+        f"trainings; {INTERVALS}; small dots: each training.",
+        alt="Dumbbell charts of accuracy, precision, F1 and AUC on clean images, ours beside table 1, a row a network. "
+        f"Most accurate is {base.network(best)}: {_share(o.accuracy[best])}.",
+    )
+
+
 def classification(records: list[Record]) -> Table:
     """Table 1: its numbers beside ours, in per cent, precision, recall and F1 in both averages (H4)."""
     printed = documents.published_table("hpat", "table1")
@@ -286,13 +310,9 @@ def _networks(o: Outcomes, able: list[str]) -> dict[str, Style]:
 
 def _mean(cells: Cells, table: pd.DataFrame, able: list[str]) -> pd.DataFrame:
     """The mean over networks in each environment of ``table``, as rows of it."""
-    rows = []
-    for place, reading in dict.fromkeys(zip(table["environment"], table["reading"], strict=True)):
-        found = average(*(cells[name, place, reading] for name in able))
-        low, high = found.interval()
-        about = {"network": "mean", "environment": place, "reading": reading}
-        rows.append(about | {"value": found.value, "low": low, "high": high})
-    return pd.DataFrame(rows)
+    places = dict.fromkeys(table[["environment", "reading"]].itertuples(index=False, name=None))
+    means = {("mean", *place): average(*(cells[name, *place] for name in able)) for place in places}
+    return charts.frames(means, "network", "environment", "reading")[0]
 
 
 def _printed(by: str) -> pd.DataFrame:
@@ -462,12 +482,7 @@ def _paired(cells: Cells) -> dict[tuple[str, str, str], Estimate]:
 
 def _rows(found: Mapping[tuple[str, str, str], Estimate]) -> pd.DataFrame:
     """Estimates by box, method and queries, as the rows that charts draw."""
-    rows = []
-    for (box, method, queries), estimate in found.items():
-        low, high = estimate.interval()
-        about = {"box": box, "method": method, "queries": queries}
-        rows.append(about | {"value": estimate.value, "low": low, "high": high})
-    return pd.DataFrame(rows)
+    return charts.frames(found, "box", "method", "queries")[0]
 
 
 def _steadiness(record: Record) -> Cells:
