@@ -343,7 +343,7 @@ def test_series_are_told_apart_without_colour():
 def test_tables_leave_out_what_is_empty_and_keep_numbers_whole():
     frame = pd.DataFrame({"on": ["", ""], "value": ["84.5 [80.1, 88.0]", "0.9 ± 0.1"], "none": ["–", "–"]})
     page = Table(frame, "A & B", "both").html()
-    assert re.findall(r"<th[^>]*>(.*?)</th>", page) == ["value"]
+    assert re.findall(r"<th [^>]*>(.*?)</th>", page) == ["value"]
     assert (
         "84.5\N{NO-BREAK SPACE}[80.1,\N{NO-BREAK SPACE}88.0]" in page
         and "0.9\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1" in page

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -242,6 +243,11 @@ def percent(value: float, low: float, high: float, *, sign: str = "") -> str:
     """A share or a difference with its interval, in per cent or points: "84.5 [80.1, 88.0]"; ``sign`` "+": always."""
     number, start, end = (f"{100 * each:{sign}.1f}".replace("-", "−") for each in (value, low, high))
     return f"{number} [{start}, {end}]"
+
+
+def table(rows: Any, caption: str, name: str, *records: Record) -> Table:
+    """A table of ``rows``, a frame or a list of dictionaries, whose caption ends with what it was measured on."""
+    return Table(pd.DataFrame(rows), f"{caption} {'; '.join(map(label, records))}.", named(name, *records))
 
 
 def verdicts(chapter: str) -> Table:

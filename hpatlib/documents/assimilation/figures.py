@@ -193,11 +193,12 @@ def felled(record: Record) -> Table:
     order = ["clean", "PGD", "APGD-CE", "APGD-margin", "FMN", "Square", "transfer", "stands"]
     named = wide[[*keys, *sorted(wide.columns.difference(keys), key=order.index)]]
     named = named.assign(dataset=[SOURCES[name].label for name in named["dataset"]])
-    return Table(
+    return base.table(
         named.rename(columns={"dataset": "data", "eps": "ε", "clean": "wrong already"}),
         "Images by the first of the standard attacks that felled them, over all trainings; they are run in this order, "
-        f"each on what still stands. {base.label(record)}.",
-        base.named("felled", record),
+        "each on what still stands.",
+        "felled",
+        record,
     )
 
 
@@ -217,11 +218,12 @@ def readings(record: Record) -> Table:
             shown = base.percent(margin.value, *margin.interval(), sign="+")
             found.append(row | {"margin, points": shown})
     nearest = "; ".join(f"{SOURCES[d].label}: {READINGS[max(m, key=m.__getitem__)]}" for d, m in best.items())
-    return Table(
-        pd.DataFrame(found),
+    return base.table(
+        found,
         "The margin that the results figure would show, domain assimilation less vanilla, mean over ε. The slides "
         f"speak of a clear one; the largest here is under this reading: {nearest}.",
-        base.named("readings", record),
+        "readings",
+        record,
     )
 
 
@@ -278,11 +280,12 @@ def trainings(records: Sequence[Record]) -> Table:
                 doses = [m.dose[name] for m in models if name in m.dose]
                 row[title] = f"{np.mean(doses):.3f}" if doses else "–"
             found.append(row)
-    return Table(
-        pd.DataFrame(found),
+    return base.table(
+        found,
         "Accuracy on clean images; octaves of ε that the answers withstand above 1/32 of 255 (0: wrong already, 8: "
         "more than 8/255); and the dose, what T and C do to the test images. Means with 95 % intervals.",
-        base.named("trainings", *records),
+        "trainings",
+        *records,
     )
 
 
@@ -354,11 +357,12 @@ def doses(record: Record) -> Table:
     )
     table = found.groupby(["data", "network", "training"], sort=False, as_index=False).mean().round(4)
     needed = documents.toml("assimilation", "claims")["gates"]["dose"]["channel_spread"]
-    return Table(
+    return base.table(
         table,
         "What T and C do to the test images. Claims about domain assimilation are judged only where the channel spread "
-        f"is {needed:g} or more. {base.label(record)}.",
-        base.named("doses", record),
+        f"is {needed:g} or more.",
+        "doses",
+        record,
     )
 
 
@@ -368,12 +372,13 @@ def sizes(record: Record) -> Table:
     frame = frame.assign(dataset=[SOURCES[name].label for name in frame["dataset"]])
     used = "used" if record.real else "phantoms used"
     named = {"published": "on the slides", "at_hand": "files at hand", "public": "most complete copy", "used": used}
-    return Table(
+    return base.table(
         frame.rename(columns=named),
         "Images of each class: on the slides, among the files found and in the most complete copy of the set among "
         f"them (real data only), and in this profile. {record.header.profile.capitalize()} profile, "
         f"{record.header.data} data.",
-        base.named("sizes", record),
+        "sizes",
+        record,
     )
 
 
@@ -400,9 +405,7 @@ def splits(record: Record) -> Figure:
 def settings(record: Record) -> Table:
     """The slides' settings beside this profile's."""
     named = {"published": "on the slides", "here": f"{record.header.profile} profile"}
-    return Table(
-        record.table("settings").rename(columns=named), "Training and GLCM settings.", base.named("settings", record)
-    )
+    return base.table(record.table("settings").rename(columns=named), "Training and GLCM settings.", "settings", record)
 
 
 def _number(estimate: Estimate) -> str:

@@ -206,11 +206,7 @@ def scores(record: Record) -> Table:
             row |= {"median smallest ε, of 255": f"{o.rows['smallest'].astype(float).median():.3g}"}
         row |= {title: _number(o.mean(column)[()]) for column, title in columns.items() if column in o.rows}
         found.append(row | {"images a training": o.rows.groupby("model", observed=True)["image"].nunique().max()})
-    return Table(
-        pd.DataFrame(found),
-        f"Means with 95 % intervals over trainings and groups of images. {base.label(record)}.",
-        base.named("scores", record),
-    )
+    return base.table(found, "Means with 95 % intervals over trainings and groups of images.", "scores", record)
 
 
 def maps(shown: Sequence["Map"], record: Record) -> Figure:
