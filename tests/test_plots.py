@@ -246,6 +246,7 @@ def test_drawings_are_well_formed_and_share_no_id():
         for drawing in (figure.wide, figure.narrow):
             root = ElementTree.fromstring(drawing)
             assert root.tag == "svg" and not root.findall(".//style") and "font-family" not in drawing
+            assert "font-size: ;" not in drawing and ("font-weight: bold" in drawing) == (figure.name == "made-up")
             assert "clip-path" in drawing and base.INK not in drawing and "currentColor" in drawing
             assert "\n" not in drawing
 
@@ -353,6 +354,17 @@ def test_tables_leave_out_what_is_empty_and_keep_numbers_whole():
     assert percent(0.845, -0.01, 0.9) == "84.5 [−1.0, 90.0]" and percent(0.1, 0, 0.2, sign="+").startswith(
         "+10.0 [+0.0"
     )
+
+
+def test_fonts_are_named_by_size_and_weight_alone():
+    for style in ("font: bold 9px 'DejaVu Sans', sans-serif; fill: red", "font: 8px 'DejaVu Sans'", "fill: red"):
+        found = base.FONT.sub(base._sized, style)
+        assert "DejaVu" not in found and ("bold" in style) == ("font-weight: bold" in found)
+    assert base.FONT.sub(base._sized, "font-size: 8px; font-family: 'A'; fill: red") == "font-size: 8px; fill: red"
+
+
+def test_a_table_without_rows_keeps_its_head():
+    assert "<th" in Table(pd.DataFrame(columns=["a"]), "None").html()
 
 
 def test_long_tables_are_folded():
