@@ -104,8 +104,8 @@ def test_dumbbells_join_published_values_with_ours(axes):
     panel.draw(axes, False)
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
     assert sorted(x for line in hollow for x in line.get_xdata()) == [0.9] * 3
-    joins = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
-    assert sorted(line.get_xdata()[1] for line in joins) == sorted(table["value"].iloc[1:])
+    joins = [path.vertices for lines in axes.collections if lines.get_linewidth()[0] > 2 for path in lines.get_paths()]
+    assert sorted(join[0, 0] for join in joins) == sorted(table["value"].iloc[1:])
     assert panel.data["published"].isna().tolist() == [True, False, False, False] and len(panel.keys) == 3
 
 
@@ -126,7 +126,7 @@ def test_a_heat_map_says_its_values_in_per_cent(axes):
     table = pd.DataFrame({"x": [0, 30, 0, 30], "y": [0, 0, 1, 1], "value": [1.0, 0.5, 0.25, 0.0]})
     charts.heat(table, "x", "y").draw(axes, False)
     assert [text.get_text() for text in axes.texts] == ["100", "50", "25", "0"]
-    np.testing.assert_array_equal(axes.collections[0].get_array().reshape(2, 2), [[1, 0.5], [0.25, 0]])
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[1, 0.5], [0.25, 0]])
 
 
 def test_a_matrix_has_a_dot_a_row_and_column(axes):
@@ -246,6 +246,7 @@ def test_drawings_are_well_formed_and_share_no_id():
         for drawing in (figure.wide, figure.narrow):
             root = ElementTree.fromstring(drawing)
             assert root.tag == "svg" and not root.findall(".//style") and "font-family" not in drawing
+            assert "font-size: ;" not in drawing and ("font-weight: bold" in drawing) == (figure.name == "made-up")
             assert "clip-path" in drawing and base.INK not in drawing and "currentColor" in drawing
             assert "\n" not in drawing
 
@@ -343,7 +344,7 @@ def test_series_are_told_apart_without_colour():
 def test_tables_leave_out_what_is_empty_and_keep_numbers_whole():
     frame = pd.DataFrame({"on": ["", ""], "value": ["84.5 [80.1, 88.0]", "0.9 ± 0.1"], "none": ["–", "–"]})
     page = Table(frame, "A & B", "both").html()
-    assert re.findall(r"<th[^>]*>(.*?)</th>", page) == ["value"]
+    assert re.findall(r"<th [^>]*>(.*?)</th>", page) == ["value"]
     assert (
         "84.5\N{NO-BREAK SPACE}[80.1,\N{NO-BREAK SPACE}88.0]" in page
         and "0.9\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1" in page
@@ -353,6 +354,17 @@ def test_tables_leave_out_what_is_empty_and_keep_numbers_whole():
     assert percent(0.845, -0.01, 0.9) == "84.5 [−1.0, 90.0]" and percent(0.1, 0, 0.2, sign="+").startswith(
         "+10.0 [+0.0"
     )
+
+
+def test_fonts_are_named_by_size_and_weight_alone():
+    for style in ("font: bold 9px 'DejaVu Sans', sans-serif; fill: red", "font: 8px 'DejaVu Sans'", "fill: red"):
+        found = base.FONT.sub(base._sized, style)
+        assert "DejaVu" not in found and ("bold" in style) == ("font-weight: bold" in found)
+    assert base.FONT.sub(base._sized, "font-size: 8px; font-family: 'A'; fill: red") == "font-size: 8px; fill: red"
+
+
+def test_a_table_without_rows_keeps_its_head():
+    assert "<th" in Table(pd.DataFrame(columns=["a"]), "None").html()
 
 
 def test_long_tables_are_folded():

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -42,14 +43,14 @@ FEATURES = {
     "dissimilarity": "dissimilarity",
 }
 PNG = "data:image/png;base64,"
-FONT = re.compile(r"font: (?:\w+ )?([\d.]+px) [^;]*(?:; |$)|font-family: [^;]*(?:; |$)")
+FONT = re.compile(r"font: (bold )?([\d.]+px) [^;]*(?:; |$)|font-family: [^;]*(?:; |$)")
 UPRIGHT = re.compile(r"rotate\(-?0 [^)]*\)")
 LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 # The end of a number and what belongs to it: "0.9 [0.8, 1.0]", "0.9 ± 0.1" and "84.5 %" stay on one line.
 TOGETHER = re.compile(r"(?<=\d) (?=[\[±%])|(?<=\d,) (?=[−+\-\d.]+\])|(?<=±) (?=\d)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figure:
     """A figure in two drawings, one for a wide and one for a narrow column, with its words and its numbers.
 
@@ -112,7 +113,7 @@ class Figure:
         return {"text/html": self.html(), "text/plain": f"{self.caption}\n[{self.alt}]"}, {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A data frame with a caption above it, folded where it is long; ``name``: what links call it (none: no link)."""
 
@@ -122,7 +123,7 @@ class Table:
 
     def html(self) -> str:
         """The table without columns that say nothing; numbers and their intervals stay on one line."""
-        said = ~self.frame.astype(str).isin(["", "–"]).all()
+        said = ~self.frame.astype(str).isin(["", "–"]).all() | self.frame.empty
         rows = _scrolled(_rows(self.frame.loc[:, said]))
         if len(self.frame) > LONG:
             rows = f"<details><summary>All {len(self.frame)} rows</summary>{rows}</details>"
@@ -193,7 +194,7 @@ def _slim(node: ElementTree.Element, used: set[str], mark: str) -> None:
         if name == "id":
             value = f"{mark}-{value}" if value in used else ""
         elif name == "style":
-            value = FONT.sub(r"font-size: \1; ", value).replace(INK, "currentColor")
+            value = FONT.sub(_sized, value).replace(INK, "currentColor")
         elif name == "transform":
             value = UPRIGHT.sub("", value)
         elif name == "href" and value.startswith(PNG):
@@ -203,6 +204,12 @@ def _slim(node: ElementTree.Element, used: set[str], mark: str) -> None:
         value = re.sub(r"(url\(#|^#)(?=[a-z0-9]+)", rf"\g<1>{mark}-", value)
         if value:
             node.attrib[name] = value
+
+
+def _sized(font: re.Match[str]) -> str:
+    """Size and weight of a font without its family, whichever way Matplotlib writes it."""
+    bold, size = font.groups()
+    return (f"font-size: {size}; " if size else "") + ("font-weight: bold; " if bold else "")
 
 
 def _smaller(picture: str) -> str:
@@ -242,6 +249,11 @@ def percent(value: float, low: float, high: float, *, sign: str = "") -> str:
     """A share or a difference with its interval, in per cent or points: "84.5 [80.1, 88.0]"; ``sign`` "+": always."""
     number, start, end = (f"{100 * each:{sign}.1f}".replace("-", "−") for each in (value, low, high))
     return f"{number} [{start}, {end}]"
+
+
+def table(rows: Any, caption: str, name: str, *records: Record) -> Table:
+    """A table of ``rows``, a frame or a list of dictionaries, whose caption ends with what it was measured on."""
+    return Table(pd.DataFrame(rows), f"{caption} {'; '.join(map(label, records))}.", named(name, *records))
 
 
 def verdicts(chapter: str) -> Table:

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from hpatlib.plots import base
 from hpatlib.plots.base import INK, STYLE, Figure
 from hpatlib.records import Record
+from hpatlib.statistics import Estimate
 
 WIDE, NARROW = 7.2, 3.6  # inches of the two drawings
 LINE = 1.25  # of the text's size, from one line of text to the next
@@ -29,19 +30,17 @@ CHARACTER = 0.075  # inches a character takes at most, on average, at 8 points
 # After Okabe and Ito; darker or paler than theirs where one of them would be too near to white or to a dark page.
 PAINT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A67C00", "#3D9BD9", "#777777", "#A0428C")
 MARKERS = "osD^vXP*"
-DASHES = (
-    "-",
-    (0, (5, 1.5)),
-    (0, (1, 1.2)),
-    (0, (4, 1.5, 1, 1.5)),
-    (0, (8, 2)),
-    (0, (2, 1)),
-    (0, (6, 1, 1, 1, 1, 1)),
-    "--",
-)
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)), (0, (8, 2)), (0, (2, 1)), "-.", "--")
 GREY = "#777777"
 BOLD = 1.6  # the usual width of a line; thinner ones stand in the background
-LABEL = "label of the upright axis"  # finds that text again
+RULE: dict[str, Any] = {
+    "color": INK,
+    "lw": 0.9,
+    "ls": (0, (4, 2)),
+    "alpha": 0.7,
+    "zorder": 1,
+}  # a value to compare with
+HEAD = "head of a panel"  # finds its texts again
 
 
 class Style(NamedTuple):
@@ -84,12 +83,20 @@ class Panel:
     whole: bool = False
 
 
+def frames(cells: Mapping[Any, Estimate], *columns: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Estimates by key as charts take them: a row each with its 95 % interval, and a row a training."""
+    table, each = [], []
+    for key, estimate in cells.items():
+        about, (low, high) = dict(zip(columns, key, strict=True)), estimate.interval()
+        table.append(about | {"value": estimate.value, "low": low, "high": high})
+        each += [about | {"value": value} for value in estimate.values if estimate.trainings]
+    return pd.DataFrame(table), pd.DataFrame(each, columns=[*columns, "value"])
+
+
 def styles(names: Sequence[str], labels: Mapping[str, str] | None = None) -> dict[str, Style]:
     """A style each, in the order of the palette: told apart by colour, marker and line style."""
-    labels = labels or {}
-    return {
-        name: Style(labels.get(name, name), PAINT[k % 8], MARKERS[k % 8], DASHES[k % 8]) for k, name in enumerate(names)
-    }
+    looks: Any = zip(PAINT * 9, MARKERS * 9, DASHES * 9, strict=True)
+    return {name: Style((labels or {}).get(name, name), *look) for name, look in zip(names, looks, strict=False)}
 
 
 def published(style: Style, label: str = "published") -> Style:
@@ -132,7 +139,7 @@ def curves(
     def draw(axis: Axes, narrow: bool) -> list[End]:
         found = []
         if line is not None:
-            axis.axhline(line, color=INK, lw=0.9, ls=(0, (4, 2)), alpha=0.7, zorder=1)
+            axis.axhline(line, **RULE)
         for number, name in enumerate(present):
             rows, look = table[table[by] == name], looks[name]
             at, value, low, high = place(rows[x]), *(rows[c].to_numpy(float) for c in ("value", "low", "high"))
@@ -185,7 +192,7 @@ def dots(
     """
     order, column = list(dict.fromkeys(table[rows])), by or rows
     present = [name for name in looks if name in set(table[column])]
-    step = 0.74 / len(present) if by else 0.0
+    keyed, step = list(dict.fromkeys([rows, column])), 0.74 / len(present) if by else 0.0
     called = [(names or {}).get(row, looks[row].label if by is None else str(row)) for row in order]
 
     def place(frame: pd.DataFrame, name: str) -> np.ndarray:
@@ -194,23 +201,15 @@ def dots(
 
     def draw(axis: Axes, narrow: bool) -> list[End]:
         if line is not None:
-            axis.axvline(line, color=INK, lw=0.9, ls=(0, (4, 2)), alpha=0.7, zorder=1)
+            axis.axvline(line, **RULE)
         for name in present:
             shown, look = table[table[column] == name], looks[name]
             at = place(shown, name)
             if published is not None:
-                told = shown[[rows, column]].drop_duplicates().merge(published, on=list({rows, column}))
-                ours = shown.set_index([rows, column])["value"]
-                for key, value, y in zip(
-                    told[[rows, column]].itertuples(index=False, name=None),
-                    told["value"],
-                    place(told, name),
-                    strict=True,
-                ):
-                    axis.plot([value, ours[key]], [y, y], color=look.colour, lw=2.2, alpha=0.3, zorder=1)
-                axis.plot(
-                    told["value"], place(told, name), look.marker, color=look.colour, mfc="none", ms=5.5, zorder=3
-                )
+                both = shown.merge(published, on=keyed, suffixes=("", " printed"))
+                ends, y = (both["value"], both["value printed"]), place(both, name)
+                axis.hlines(y, *ends, color=look.colour, lw=2.2, alpha=0.3, zorder=1)
+                axis.plot(ends[1], y, look.marker, color=look.colour, mfc="none", ms=5.5, zorder=3)
             axis.hlines(at, shown["low"], shown["high"], color=look.colour, lw=1.2, zorder=2)
             axis.plot(shown["value"], at, look.marker, color=look.colour, ms=5.5, zorder=4)
             if each is not None and len(small := each[each[column] == name]):
@@ -220,24 +219,16 @@ def dots(
         axis.set_yticks(range(len(order)), wrapped)
         axis.set_ylim(len(order) - 0.45, -0.55)
         axis.grid(axis="y", visible=False)
-        if by:
-            axis.hlines(
-                np.arange(len(order) - 1) + 0.5,
-                0,
-                1,
-                color=INK,
-                alpha=0.14,
-                lw=0.6,
-                transform=axis.get_yaxis_transform(),
-            )  # type: ignore[arg-type]
+        axis.set_yticks(np.arange(len(order) - 1) + 0.5 if by else [], minor=True)
+        axis.grid(axis="y", which="minor")
         return []
 
     lines = len(order) * max(0.27, 0.17 * len(present) + 0.08 if by else 0)
-    data = _drawn(table, list(dict.fromkeys([rows, column])), column if by else None, looks, each)
+    data = _drawn(table, keyed, column if by else None, looks, each)
     data[rows] = [called[order.index(row)].replace("\n", " ") for row in table[rows]]
     keys = tuple(looks[name]._replace(line="none") for name in present) if by else ()
     if published is not None:
-        data = data.assign(published=table[[rows, column]].merge(published, "left", list({rows, column}))["value"])
+        data = data.assign(published=table[keyed].merge(published, "left", keyed)["value"])
         keys += (Style("published", GREY, "o", "none", hollow=True),)
     return Panel(draw, data, (lines + 0.75, lines + 0.75), keys, **words)
 
@@ -245,10 +236,7 @@ def dots(
 def forest(table: pd.DataFrame, looks: Mapping[str, Style], **words: Any) -> Panel:
     """A row an effect: ``label``, ``value``, ``low``, ``high``, ``threshold`` (a tick) and ``verdict`` (its style)."""
     rows = table.assign(row=[str(number) for number in range(len(table))])
-    own = {
-        row: looks[verdict]._replace(label=name)
-        for row, verdict, name in zip(rows["row"], table["verdict"], table["label"], strict=True)
-    }
+    own = {row.row: looks[row.verdict]._replace(label=row.label) for row in rows.itertuples()}
     panel = dots(rows, "row", own, **words)
 
     def draw(axis: Axes, narrow: bool) -> list[End]:
@@ -266,12 +254,12 @@ def heat(table: pd.DataFrame, x: str, y: str, **words: Any) -> Panel:
     height = 0.3 * len(grid) + 0.85
 
     def draw(axis: Axes, narrow: bool) -> list[End]:
-        axis.pcolormesh(grid, vmin=0, vmax=1, cmap="viridis", edgecolors="white", linewidth=0.4)
+        axis.imshow(grid, origin="lower", vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="none")
         for (i, j), value in np.ndenumerate(grid.to_numpy()):
             ink = "#ffffff" if value < 0.6 else "#000000"
-            axis.text(j + 0.5, i + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
-        axis.set_xticks(np.arange(grid.shape[1]) + 0.5, [f"{value:g}" for value in grid.columns])
-        axis.set_yticks(np.arange(grid.shape[0]) + 0.5, [f"{value:g}" for value in grid.index])
+            axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
+        axis.set_xticks(range(grid.shape[1]), [f"{value:g}" for value in grid.columns])
+        axis.set_yticks(range(grid.shape[0]), [f"{value:g}" for value in grid.index])
         axis.grid(False)
         axis.spines[:].set_visible(False)
         return []
@@ -308,7 +296,7 @@ def doses(
 
     def draw(axis: Axes, narrow: bool) -> list[End]:
         if line is not None:
-            axis.axvline(line, color=INK, lw=0.9, ls=(0, (4, 2)), alpha=0.7)
+            axis.axvline(line, **RULE)
         for name in present:
             mine, look = each[each[by] == name], looks[name]
             axis.plot(mine[x], mine["value"], look.marker, color=look.colour, ms=3, mew=0, alpha=0.5)
@@ -415,16 +403,15 @@ def figure(
     ``share``: the axes that all panels have in common: "x", "y" or "xy". Whatever lines are not labelled at their ends
     has one legend above. ``record``: what the caption says at its end, and the name where it is of phantoms.
     """
-    parts = [p.data if len(shown) == 1 else _called(p) for p in shown]
 
     def draw(narrow: bool) -> Canvas:
         with plt.style.context(STYLE):
             return _arranged(shown, 1 if narrow else min(columns, len(shown)), share, narrow)
 
-    end = "" if record is None else f" {base.label(record)}."
-    return Figure(
-        draw, pd.concat(parts, ignore_index=True), caption + end, alt, base.named(name, *([record] if record else []))
-    )
+    data = pd.concat([p.data if len(shown) == 1 else _called(p) for p in shown], ignore_index=True)
+    if record is not None:
+        name, caption = base.named(name, record), f"{caption} {base.label(record)}."
+    return Figure(draw, data, caption, alt, name)
 
 
 def _called(panel: Panel) -> pd.DataFrame:
@@ -459,9 +446,9 @@ def _arranged(shown: Sequence[Panel], columns: int, share: str, narrow: bool) ->
     canvas = plt.figure(figsize=(width, sum(heights)))
     parts = canvas.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     drawn: list[tuple[Axes, Sequence[End]]] = []
+    spot: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
     for number, (row, part) in enumerate(zip(rows, parts, strict=True)):
-        count = columns if len(row) > 1 or number else len(row)
-        count = 1 if row[0].whole else max(count, len(row))
+        count = 1 if row[0].whole else columns
         deep = max(panel.ylabel.count("\n") + 1 if panel.ylabel else 0 for panel in row)
         cells = part.subplots(1, count, squeeze=False)[0]
         for column, (axis, panel) in enumerate(zip(cells, row, strict=False)):
@@ -471,23 +458,19 @@ def _arranged(shown: Sequence[Panel], columns: int, share: str, narrow: bool) ->
             _scales(axis, panel)
             last = "x" not in share or number == len(rows) - 1 or column >= len(rows[number + 1])
             axis.set_xlabel(panel.xlabel if last else "")
-            if not last:
-                axis.tick_params(labelbottom=False)
+            axis.tick_params(labelbottom=last, labelleft="y" not in share or not column)
             title = _wrap(panel.title, int((width / count - 0.3) / CHARACTER / 1.2))
-            for text, up, weight in (
-                ("" if "y" in share and column else panel.ylabel, 4, "normal"),
-                (title, 4 + (8 * LINE * deep + 2 if deep else 0), "bold"),
-            ):
-                spot: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
-                axis.annotate(text, (0, 1), (0, up), gid=LABEL, weight=weight, **spot)
-            axis.tick_params(labelleft="y" not in share or not column)
+            label, top = "" if "y" in share and column else panel.ylabel, 4 + (8 * LINE * deep + 2 if deep else 0)
+            for text, up, weight in ((label, 4, "normal"), (title, top, "bold")):
+                axis.annotate(text, (0, 1), (0, up), gid=HEAD, weight=weight, **spot)
         for axis in cells[len(row) :]:
             axis.set_visible(False)
     for name in share:
         _common([axis for (axis, _), panel in zip(drawn, shown, strict=True) if not panel.whole], name)
     if keys:
-        handles = [_handle(key) for key in keys]
-        parts[0].legend(handles=handles, loc="outside upper left", ncols=beside, borderpad=0.1, columnspacing=1.2)
+        parts[0].legend(
+            handles=list(map(_handle, keys)), loc="outside upper left", ncols=beside, borderpad=0.1, columnspacing=1.2
+        )
     _settled(canvas, drawn)
     return canvas
 
@@ -505,9 +488,8 @@ def _in_rows(shown: Sequence[Panel], columns: int) -> list[list[Panel]]:
 def _common(axes: Sequence[Axes], name: str) -> None:
     """Give the axis called ``name`` of all of ``axes`` the same limits."""
     limits = np.array([getattr(axis, f"get_{name}lim")() for axis in axes])
-    low, high = (
-        (limits.max(0)[0], limits.min(0)[1]) if limits[0, 0] > limits[0, 1] else (limits.min(0)[0], limits.max(0)[1])
-    )
+    down = limits[0, 0] > limits[0, 1]
+    low, high = (limits.max(0)[0], limits.min(0)[1]) if down else (limits.min(0)[0], limits.max(0)[1])
     for axis in axes:
         getattr(axis, f"set_{name}lim")(low, high)
 
@@ -523,48 +505,35 @@ def _scales(axis: Axes, panel: Panel) -> None:
     for name, one in (("x", axis.xaxis), ("y", axis.yaxis)):
         if name == panel.percent:
             one.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}".replace("-", "−")))
-        elif panel.axes.get(f"{name}scale") in ("log", "symlog") and not _fixed(one):
+        elif panel.axes.get(f"{name}scale") in ("log", "symlog") and not isinstance(
+            one.get_major_locator(), FixedLocator
+        ):
             low, high = sorted(one.get_view_interval())
             if panel.axes[f"{name}scale"] == "log":
-                one.set_major_locator(
-                    LogLocator(subs=(1,) if high / low > 300 else (1, 3) if high / low > 8 else (1, 1.5, 2, 3, 5, 7))
-                )
+                steps = (1,) if high / low > 300 else (1, 3) if high / low > 8 else (1, 1.5, 2, 3, 5, 7)
+                one.set_major_locator(LogLocator(subs=steps))
             one.set_minor_locator(NullLocator())
             one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
 
 
-def _fixed(axis: Any) -> bool:
-    """Whether somebody has said what stands at the ticks."""
-    return isinstance(axis.get_major_locator(), FixedLocator)
-
-
 def _settled(canvas: Canvas, ends: Sequence[tuple[Axes, Sequence[End]]]) -> None:
     """Lay the axes out; then words begin at the left of their panel, and the labels of lines are moved apart."""
-    texts: list[tuple[Axes, End, Any]] = []
-    for axis, found in ends:
-        for end in found:
-            spot: dict[str, Any] = {
-                "xycoords": ("axes fraction", "data"),
-                "textcoords": "offset points",
-                "va": "center",
-            }
-            texts.append((axis, end, axis.annotate(_wrap(end.style.label, 18), (1, end.y), (20, 0), **spot)))
+    spot: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+    labelled = {
+        axis: [(end, axis.annotate(_wrap(end.style.label, 18), (1, end.y), (20, 0), **spot)) for end in found]
+        for axis, found in ends
+    }
     canvas.draw_without_rendering()
     canvas.set_layout_engine("none")
     scale = canvas.dpi / 72
-    for axis, _ in ends:
-        box = axis.get_window_extent()
-        names = axis.yaxis.get_tightbbox()
-        left = min(0.0, names.x0 - box.x0) if names and axis.axison else 0.0
-        for text in (text for text in axis.texts if text.get_gid() == LABEL):
-            text.set_position((left / scale, text.get_position()[1]))
-        if not axis.yaxis_inverted() or not axis.axison:
-            pass
-        elif names:  # rows: their names begin there too
-            axis.tick_params(axis="y", pad=-left / scale)
-            for tick in axis.get_yticklabels():
-                tick.set_horizontalalignment("left")
-        mine = [(end, text) for one, end, text in texts if one is axis]
+    for axis, mine in labelled.items():
+        box, names = axis.get_window_extent(), axis.yaxis.get_tightbbox() if axis.axison else None
+        left = min(0.0, (names.x0 - box.x0) / scale) if names else 0.0
+        for head in (text for text in axis.texts if text.get_gid() == HEAD):
+            head.set_position((left, head.get_position()[1]))
+        if names and axis.yaxis_inverted():  # rows: their names begin there too
+            axis.tick_params(axis="y", pad=-left)
+            plt.setp(axis.get_yticklabels(), horizontalalignment="left")
         if not mine:
             continue
         wanted = [axis.transData.transform((end.x, end.y))[1] / scale for end, _ in mine]
@@ -619,12 +588,9 @@ def _drawn(
     """The rows that a chart shows, series by their labels; ``each``: the value of each training, in one column."""
     shown = table[[*columns, *(c for c in ("value", "low", "high") if c in table)]].reset_index(drop=True)
     if each is not None and len(each):
-        values = each.groupby(columns, sort=False, observed=True)["value"].agg(
-            lambda v: "; ".join(f"{x:.3g}" for x in v)
-        )
-        shown["each training"] = pd.Series(list(map(tuple, shown[columns].to_numpy()))).map(
-            {key if isinstance(key, tuple) else (key,): value for key, value in values.items()}
-        )
+        values = each.assign(**{"each training": each["value"].map("{:.3g}".format)})
+        values = values.groupby(columns, sort=False, observed=True)["each training"].agg("; ".join)
+        shown = shown.merge(values, "left", left_on=columns, right_index=True)
     if by is not None:
         shown[by] = [looks[name].label.replace("\n", " ") if name in looks else name for name in shown[by]]
     return shown
@@ -632,10 +598,8 @@ def _drawn(
 
 def _short(number: float) -> str:
     """A number at a tick: 16, 0.3, 1/32."""
-    parts = 1 / number if 0 < number < 1 else 0
-    return (
-        f"1/{parts:g}" if parts >= 4 and parts == round(parts) and f"{number:g}" != f"{number:.1g}" else f"{number:g}"
-    )
+    parts = 1 / number if number else 0
+    return f"1/{parts:g}" if parts in (4, 8, 16, 32, 64) else f"{number:g}"
 
 
 def _words(axis: Axes, x: float, y: float, text: str, up: float = 0.5, **style: Any) -> None:

@@ -63,16 +63,6 @@ def names() -> list[str]:
     return [SOURCES[key].label for key in MEDICAL]
 
 
-def frames(cells: Mapping[tuple[str, ...], Estimate], *columns: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Estimates by key as the two tables of `charts`: with 95 % intervals, and a row a training."""
-    table, each = [], []
-    for key, estimate in cells.items():
-        about, (low, high) = dict(zip(columns, key, strict=True)), estimate.interval()
-        table.append(about | {"value": estimate.value, "low": low, "high": high})
-        each += [about | {"value": value} for value in estimate.values if estimate.trainings]
-    return pd.DataFrame(table), pd.DataFrame(each, columns=[*columns, "value"])
-
-
 def strengths(record: Record) -> Figure:
     """Accuracy against ε, a panel a data set, a network and an attack, a line a training; ε = 0 is the clean image."""
     o = record.outcomes
@@ -203,11 +193,12 @@ def felled(record: Record) -> Table:
     order = ["clean", "PGD", "APGD-CE", "APGD-margin", "FMN", "Square", "transfer", "stands"]
     named = wide[[*keys, *sorted(wide.columns.difference(keys), key=order.index)]]
     named = named.assign(dataset=[SOURCES[name].label for name in named["dataset"]])
-    return Table(
+    return base.table(
         named.rename(columns={"dataset": "data", "eps": "ε", "clean": "wrong already"}),
         "Images by the first of the standard attacks that felled them, over all trainings; they are run in this order, "
-        f"each on what still stands. {base.label(record)}.",
-        base.named("felled", record),
+        "each on what still stands.",
+        "felled",
+        record,
     )
 
 
@@ -227,11 +218,12 @@ def readings(record: Record) -> Table:
             shown = base.percent(margin.value, *margin.interval(), sign="+")
             found.append(row | {"margin, points": shown})
     nearest = "; ".join(f"{SOURCES[d].label}: {READINGS[max(m, key=m.__getitem__)]}" for d, m in best.items())
-    return Table(
-        pd.DataFrame(found),
+    return base.table(
+        found,
         "The margin that the results figure would show, domain assimilation less vanilla, mean over ε. The slides "
         f"speak of a clear one; the largest here is under this reading: {nearest}.",
-        base.named("readings", record),
+        "readings",
+        record,
     )
 
 
@@ -288,11 +280,12 @@ def trainings(records: Sequence[Record]) -> Table:
                 doses = [m.dose[name] for m in models if name in m.dose]
                 row[title] = f"{np.mean(doses):.3f}" if doses else "–"
             found.append(row)
-    return Table(
-        pd.DataFrame(found),
+    return base.table(
+        found,
         "Accuracy on clean images; octaves of ε that the answers withstand above 1/32 of 255 (0: wrong already, 8: "
         "more than 8/255); and the dose, what T and C do to the test images. Means with 95 % intervals.",
-        base.named("trainings", *records),
+        "trainings",
+        *records,
     )
 
 
@@ -328,15 +321,15 @@ def textures(record: Record) -> Figure:
     for dataset in o.values("dataset"):
         there = o.where(dataset=dataset)
         for label, columns in sides.items():
-            cells: dict[tuple[str, ...], Estimate] = {
+            cells = {
                 (column, training): average(*(there.mean(column)[n, training] for n in there.values("network")))
                 for column in columns
                 for training in looks
             }
-            table, each = frames(cells, "column", "training")
+            table, each = charts.frames(cells, "column", "training")
             words: dict[str, Any] = {"names": columns, "title": SOURCES[dataset].label, "xlabel": label}
             shown.append(charts.dots(table, "column", looks, "training", each=each, line=0.0, **words))
-            apart |= {training: cells["texture", training].value for training in looks}
+            apart |= {name: cell.value for (column, name), cell in cells.items() if column == "texture"}
     return charts.figure(
         shown,
         name="textures",
@@ -364,11 +357,12 @@ def doses(record: Record) -> Table:
     )
     table = found.groupby(["data", "network", "training"], sort=False, as_index=False).mean().round(4)
     needed = documents.toml("assimilation", "claims")["gates"]["dose"]["channel_spread"]
-    return Table(
+    return base.table(
         table,
         "What T and C do to the test images. Claims about domain assimilation are judged only where the channel spread "
-        f"is {needed:g} or more. {base.label(record)}.",
-        base.named("doses", record),
+        f"is {needed:g} or more.",
+        "doses",
+        record,
     )
 
 
@@ -378,12 +372,13 @@ def sizes(record: Record) -> Table:
     frame = frame.assign(dataset=[SOURCES[name].label for name in frame["dataset"]])
     used = "used" if record.real else "phantoms used"
     named = {"published": "on the slides", "at_hand": "files at hand", "public": "most complete copy", "used": used}
-    return Table(
+    return base.table(
         frame.rename(columns=named),
         "Images of each class: on the slides, among the files found and in the most complete copy of the set among "
         f"them (real data only), and in this profile. {record.header.profile.capitalize()} profile, "
         f"{record.header.data} data.",
-        base.named("sizes", record),
+        "sizes",
+        record,
     )
 
 
@@ -410,9 +405,7 @@ def splits(record: Record) -> Figure:
 def settings(record: Record) -> Table:
     """The slides' settings beside this profile's."""
     named = {"published": "on the slides", "here": f"{record.header.profile} profile"}
-    return Table(
-        record.table("settings").rename(columns=named), "Training and GLCM settings.", base.named("settings", record)
-    )
+    return base.table(record.table("settings").rename(columns=named), "Training and GLCM settings.", "settings", record)
 
 
 def _number(estimate: Estimate) -> str:

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from hpatlib.data import SOURCES
-from hpatlib.documents.assimilation.figures import _percent, frames
+from hpatlib.documents.assimilation.figures import _percent
 from hpatlib.documents.assimilation.quantities import (
     FLAT,
     HALF,
@@ -206,11 +206,7 @@ def scores(record: Record) -> Table:
             row |= {"median smallest ε, of 255": f"{o.rows['smallest'].astype(float).median():.3g}"}
         row |= {title: _number(o.mean(column)[()]) for column, title in columns.items() if column in o.rows}
         found.append(row | {"images a training": o.rows.groupby("model", observed=True)["image"].nunique().max()})
-    return Table(
-        pd.DataFrame(found),
-        f"Means with 95 % intervals over trainings and groups of images. {base.label(record)}.",
-        base.named("scores", record),
-    )
+    return base.table(found, "Means with 95 % intervals over trainings and groups of images.", "scores", record)
 
 
 def maps(shown: Sequence["Map"], record: Record) -> Figure:
@@ -322,7 +318,7 @@ def _looks(o: Outcomes) -> dict[str, Style]:
 
 def _ranking(cells: Cells, o: Outcomes, **words: Any) -> charts.Panel:
     """A row a task."""
-    table, each = frames({("/".join(key),): estimate for key, estimate in cells.items()}, "task")
+    table, each = charts.frames({("/".join(key),): estimate for key, estimate in cells.items()}, "task")
     return charts.dots(table, "task", _looks(o), each=each if len(each) else None, **words)
 
 

@@ -118,11 +118,12 @@ def least_noise(record: Record) -> Table:
     for name, estimate in named.items():
         value, low, high = (2**each for each in (estimate.value, *estimate.interval()))
         rows.append({"noise": name, "geometric mean, in 1/255": f"{value:.3g} [{low:.3g}, {high:.3g}]"})
-    return Table(
-        pd.DataFrame(rows),
+    return base.table(
+        rows,
         "The least noise that PGD needs to change a correct answer, image by image, with 95 % intervals; the ratio has "
-        f"no unit. {base.label(record)}.",
-        base.named("least-noise", record),
+        "no unit.",
+        "least-noise",
+        record,
     )
 
 
@@ -130,6 +131,30 @@ def _stacked(cells: dict[str, Cells], kind: str) -> pd.DataFrame:
     """The tables of several measures in one, told apart by ``measure``."""
     frames = [getattr(each, kind)().assign(measure=name) for name, each in cells.items()]
     return pd.concat(frames, ignore_index=True)
+
+
+def benchmarks(record: Record) -> Figure:
+    """Table 1 as dumbbells: its numbers, and ours on clean images, a panel a metric, a row a network."""
+    o, printed = record.outcomes.where(environment="H0"), documents.published_table("hpat", "table1")
+    scores = {"ACC": o.accuracy, "PRE": o.precision("macro"), "F1": o.f1("macro"), "AUC": o.auc}
+    names = o.values("network")
+    looks = {name: Style(base.network(name), charts.PAINT[0]) for name in names}
+    told = printed.rename(index={name.partition(" (")[0]: name for name in names}).rename_axis("network").reset_index()
+    shown = []
+    for metric, cells in scores.items():
+        words = ACROSS | {"xlabel": f"{metric}, %", "published": told.rename(columns={metric: "value"})}
+        shown.append(charts.dots(cells.table(), "network", looks, each=cells.each(), **words))
+    best = max(names, key=lambda name: o.accuracy[name].value)
+    return charts.figure(
+        shown,
+        name="benchmarks",
+        record=record,
+        share="y",
+        caption="Clean images, beside table 1 (hollow); PRE and F1 are means over the classes. Dots: mean over "
+        f"trainings; {INTERVALS}; small dots: each training.",
+        alt="Dumbbell charts of accuracy, precision, F1 and AUC on clean images, ours beside table 1, a row a network. "
+        f"Most accurate is {base.network(best)}: {_share(o.accuracy[best])}.",
+    )
 
 
 def classification(records: list[Record]) -> Table:
@@ -155,11 +180,12 @@ def classification(records: list[Record]) -> Table:
     frame["sort"] = frame["network"].str.partition(" (")[0].map({n: k for k, n in enumerate(base.NETWORKS.values())})
     frame = frame.sort_values("sort", kind="stable")
     columns = ["network", "source", *(c for c in order if c in frame)]
-    return Table(
+    return base.table(
         frame[columns],
         "Classification of clean images, in per cent. The document prints one value and no average; ours have 95 % "
-        f"intervals over trainings and images. {PREVALENCE} {_labels(records)}.",
-        base.named("classification", *records),
+        f"intervals over trainings and images. {PREVALENCE}",
+        "classification",
+        *records,
     )
 
 
@@ -186,11 +212,12 @@ def subjects(record: Record) -> Table:
                 "of healthy": f"{100 * _of_healthy(one):.1f}",
             }
             rows.append(row)
-    return Table(
-        pd.DataFrame(rows),
+    return base.table(
+        rows,
         "Who decides: clean test images by the healthy subject that is held out, and the share of each class that is "
-        f"answered right, mean over the seeds. {base.label(record)}.",
-        base.named("subjects", record),
+        "answered right, mean over the seeds.",
+        "subjects",
+        record,
     )
 
 
@@ -223,10 +250,6 @@ def _share(estimate: Estimate) -> str:
 
 def _source(record: Record) -> str:
     return f"{'real' if record.real else 'phantom'}, {record.header.profile}"
-
-
-def _labels(records: list[Record]) -> str:
-    return "; ".join(map(base.label, records))
 
 
 def robustness(record: Record, *, split: str | None = None) -> Figure:
@@ -286,13 +309,9 @@ def _networks(o: Outcomes, able: list[str]) -> dict[str, Style]:
 
 def _mean(cells: Cells, table: pd.DataFrame, able: list[str]) -> pd.DataFrame:
     """The mean over networks in each environment of ``table``, as rows of it."""
-    rows = []
-    for place, reading in dict.fromkeys(zip(table["environment"], table["reading"], strict=True)):
-        found = average(*(cells[name, place, reading] for name in able))
-        low, high = found.interval()
-        about = {"network": "mean", "environment": place, "reading": reading}
-        rows.append(about | {"value": found.value, "low": low, "high": high})
-    return pd.DataFrame(rows)
+    places = dict.fromkeys(table[["environment", "reading"]].itertuples(index=False, name=None))
+    means = {("mean", *place): average(*(cells[name, *place] for name in able)) for place in places}
+    return charts.frames(means, "network", "environment", "reading")[0]
 
 
 def _printed(by: str) -> pd.DataFrame:
@@ -317,12 +336,13 @@ def h6(record: Record) -> Table:
         row |= {"H6, fixed, own threshold": _percent(fair, name, "H6")}
         row |= {f"H6, {reading}": _percent(o.accuracy, name, "H6", reading) for reading in ("searched", "worst")}
         rows.append(row)
-    return Table(
-        pd.DataFrame(rows),
+    return base.table(
+        rows,
         "Accuracy in per cent. Own threshold: the margin that tells the classes of training images apart best, set in "
         "the same environment. Worst: the hardest of two searches, a search by gradients and a suite of pixel attacks, "
-        f"for a sample. {base.label(record)}.",
-        base.named("h6", record),
+        "for a sample.",
+        "h6",
+        record,
     )
 
 
@@ -349,11 +369,11 @@ def nearest_to_figure_4(record: Record) -> Table:
             row = {"split by": split, "H6 read as": title, "H0": f"{100 * found[0]:.1f}", "H6": f"{100 * found[1]:.1f}"}
             rows.append(row | {"mean distance, points": f"{100 * off:.1f}"})
     rows.append({"split by": "the document", "H6 read as": "not said", "H0": "84.5", "H6": "48.3"})
-    return Table(
+    return base.table(
         pd.DataFrame(rows).fillna("–"),
-        "Which reading comes nearest to the numbers in the text: accuracy of standard training, in per cent. "
-        f"{base.label(record)}.",
-        base.named("nearest-to-figure-4", record),
+        "Which reading comes nearest to the numbers in the text: accuracy of standard training, in per cent.",
+        "nearest-to-figure-4",
+        record,
     )
 
 
@@ -462,12 +482,7 @@ def _paired(cells: Cells) -> dict[tuple[str, str, str], Estimate]:
 
 def _rows(found: Mapping[tuple[str, str, str], Estimate]) -> pd.DataFrame:
     """Estimates by box, method and queries, as the rows that charts draw."""
-    rows = []
-    for (box, method, queries), estimate in found.items():
-        low, high = estimate.interval()
-        about = {"box": box, "method": method, "queries": queries}
-        rows.append(about | {"value": estimate.value, "low": low, "high": high})
-    return pd.DataFrame(rows)
+    return charts.frames(found, "box", "method", "queries")[0]
 
 
 def _steadiness(record: Record) -> Cells:
@@ -487,11 +502,12 @@ def search_table(records: list[Record]) -> Table:
                 row |= {"images a training": str(loss[box, method, queries].n)}
                 row |= {"worst loss": f"{loss[box, method, queries].value:.2f} [{low:.2f}, {high:.2f}]"}
                 rows.append(row | {"ROI, %": _percent(roi, box, method, queries)})
-    return Table(
-        pd.DataFrame(rows),
+    return base.table(
+        rows,
         "Mean worst loss (nats) and ROI with 95 % intervals; a query is a unit, a gradient three. Any: the worst of "
-        f"everything, a grid of 2,989 points among it, on fewer images. {_labels(records)}.",
-        base.named("search-table", *records),
+        "everything, a grid of 2,989 points among it, on fewer images.",
+        "search-table",
+        *records,
     )
 
 
@@ -518,11 +534,7 @@ def framework(walk: Walk, record: Record) -> Figure:
 
 def steps(record: Record) -> Table:
     """Algorithm 1 on one batch of the first training, line by line."""
-    return Table(
-        record.table("steps"),
-        f"Algorithm 1 on one batch, line by line. {base.label(record)}.",
-        base.named("steps", record),
-    )
+    return base.table(record.table("steps"), "Algorithm 1 on one batch, line by line.", "steps", record)
 
 
 def tied(record: Record) -> Table:
@@ -533,11 +545,7 @@ def tied(record: Record) -> Table:
         {"variant": name, "clean answers that change, %": _percent(cells, f"partners exchanged, {key}")}
         for key, name in names.items()
     ]
-    return Table(
-        pd.DataFrame(rows),
-        f"What an image's answer owes to its partner. {base.label(record)}.",
-        base.named("tied", record),
-    )
+    return base.table(rows, "What an image's answer owes to its partner.", "tied", record)
 
 
 def mixbn(record: Record) -> Figure:
@@ -602,11 +610,12 @@ def nearest_to_table_2(record: Record) -> Table:
         row = {"images": images, "branch of MixBN": BRANCHES[side].label.removeprefix("MixBN, ")}
         row |= {metric: f"{100 * np.mean(each):.1f}" for metric, each in off.items()}
         rows.append(row | {"all": f"{100 * np.mean(list(off.values())):.1f}"})
-    return Table(
+    return base.table(
         pd.DataFrame(rows).sort_values("all", key=lambda each: each.astype(float)),
         "Which reading comes nearest to table 2: mean distance of ours from its six rows, in points, nearest first. "
-        f"{PREVALENCE} {base.label(record)}.",
-        base.named("nearest-to-table-2", record),
+        + PREVALENCE,
+        "nearest-to-table-2",
+        record,
     )
 
 
@@ -631,11 +640,12 @@ def ablation(records: list[Record]) -> Table:
             rows.append(about | {head: _percent(cells, *key) for head, cells in scores.items()})
     order = {name: number for number, name in enumerate(["Standard", quantities.LONGER, *map(str, printed.index)])}
     frame = pd.DataFrame(rows).sort_values("training", key=lambda names: names.map(order), kind="stable")
-    return Table(
+    return base.table(
         frame,
         "MixBN, in per cent; precision and F1 of the malignant class. The document says neither on which images nor "
-        f"through which branch; ours have 95 % intervals. {PREVALENCE} {_labels(records)}.",
-        base.named("ablation", *records),
+        f"through which branch; ours have 95 % intervals. {PREVALENCE}",
+        "ablation",
+        *records,
     )
 
 

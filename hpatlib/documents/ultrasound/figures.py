@@ -160,10 +160,11 @@ def readings(record: Record) -> Table:
                 f"{base.percent(down.value, *down.interval(), sign='+')}"
             }
         )
-    return Table(
-        pd.DataFrame(rows),
+    return base.table(
+        rows,
         f"Change of accuracy by attack training at ε = 0.5, simple CNN, in points, with {INTERVALS}.",
-        base.named("readings", record),
+        "readings",
+        record,
     )
 
 
@@ -243,10 +244,11 @@ def accuracies(records: Sequence[Record], tests: Sequence[str] = tuple(TESTS), *
         wide["network"] = wide["network"].map(base.network)
         wide.insert(0, "data", f"{'real' if record.real else 'phantom'}, {record.header.profile}")
         parts.append(wide)
-    return Table(
+    return base.table(
         pd.concat(parts, ignore_index=True),
         f"Accuracy in per cent, mean over trainings, with {INTERVALS}.",
-        base.named("accuracies", *records),
+        "accuracies",
+        *records,
     )
 
 
@@ -268,7 +270,7 @@ def over_fitting(records: Sequence[Record]) -> Table:
                 rows.append(row)
     caption = "Trained online against FGSM: accuracy in per cent under white-box attacks, mean over trainings, with "
     f"{INTERVALS}."
-    return Table(pd.DataFrame(rows), caption, base.named("over-fitting", *records))
+    return base.table(rows, caption, "over-fitting", *records)
 
 
 def _grid(record: Record, table: pd.DataFrame, tests: dict[str, str], measure: str, about: str, name: str) -> Figure:
