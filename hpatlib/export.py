@@ -63,8 +63,8 @@ def explorer(folder: Path) -> list[Path]:
     without JavaScript. Networks are trained, or taken from the run store.
 
     The script defines ``EXPLORER``: ``size``, ``classes``; ``networks`` by name, each with its ``layers`` (see
-    ``layers``), ``key`` and clean ``accuracy`` on ``tested`` phantoms; ``phantoms``: the first ``EACH`` of each class on
-    the test side, uint8 [24, 3, S, S], with ``labels``; ``check``: what PyTorch answers, ``logits`` [24, 2] by network
+    ``layers``), ``key`` and clean ``accuracy`` on ``tested`` phantoms; ``phantoms``: the first ``EACH`` of each class on the
+    test side, uint8 [24, 3, S, S], with ``labels``; ``check``: what PyTorch answers, ``logits`` [24, 2] by network
     and the ``gradient`` of the first phantom's cross-entropy, float32 [3, S, S]; ``sobol``: the first points of the
     sequence that STBO starts with. Numbers in bulk are base64, least byte first.
 

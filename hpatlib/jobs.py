@@ -1,14 +1,14 @@
 """What building the book would train and measure: a job a training and a job a chapter, and what each may cost.
 
-The jobs are found by a dry walk: a chapter's statements run, and nothing trains (``runs.planning``). What a training
-costs follows from how many images pass through its network and from how fast such trainings were on such a device.
+The jobs are found by a dry walk: a chapter's statements run, and nothing trains (``planning``). What a training costs
+follows from how many images pass through its network and from how fast such trainings were on such a device.
 """
 
 import ast
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hpatlib import data, evidence, models, records, runs
+from hpatlib import data, evidence, models, planning, records, runs
 from hpatlib._files import write
 from hpatlib.runs import Run
 
@@ -78,12 +78,13 @@ class Plan:
     speed: tuple[float, str]
 
 
-def walk(cells: Cells, parameters: Mapping[str, Any]) -> runs.Noted:
+def walk(cells: Cells, parameters: Mapping[str, Any], there: Container[str] = ()) -> planning.Noted:
     """What a chapter asks to be trained, after running its statements up to the first training and, behind that, those
-    that need its ``chosen`` parameters alone. Raises what a statement raises before the first training."""
+    that need its ``chosen`` parameters alone. ``there``: recipes that are trained. Raises what a statement before the
+    first training raises."""
     scope: dict[str, Any] = {"__name__": "__main__"}
     unwound = False
-    with runs.planning() as noted:
+    with planning.dry_walk(lambda run: runs.recipe(run) in there) as noted:
         for tags, code in cells:
             if "nbval-skip" in tags:
                 continue
@@ -92,7 +93,7 @@ def walk(cells: Cells, parameters: Mapping[str, Any]) -> runs.Noted:
                     continue
                 try:
                     exec(compile(ast.Module([statement], []), "a chapter, walked", "exec"), scope)
-                except runs.Planned:
+                except planning.Planned:
                     unwound = True
                 except NameError:
                     if not unwound:
@@ -106,16 +107,16 @@ def plan(
     chapters: Mapping[str, Path], cells: Callable[[Path], Cells], profile: str, kind: str | None, *, gpu: bool
 ) -> Plan:
     """The jobs of ``chapters`` (name → source, for ``cells`` to read); ``kind``: "real", "phantom" or the profile's."""
-    wanted: dict[str, tuple[Run, list[str], bool]] = {}
+    there, wanted = runs.trained(), dict[str, tuple[Run, list[str], bool]]()
     assumed: dict[str, int] = {}
     for name, source in chapters.items():
-        noted = walk(cells(source), {"profile": profile, "data": kind})
+        noted = walk(cells(source), {"profile": profile, "data": kind}, there)
         assumed |= noted.assumed
         for run, waits in [*((r, False) for r in noted.runs), *((r, True) for r in noted.later)]:
             for each in (run.clean, run) if run.static_eps is not None else (run,):
                 wanted.setdefault(runs.recipe(each), (each, [], waits))[1].append(name)
     counts = {run: _images(run, assumed) for run, _, _ in wanted.values()}
-    there, speed = runs.trained(), _speed(gpu)
+    speed = _speed(gpu)
     trainings = [
         Training(
             run=run,

@@ -12,10 +12,9 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +31,7 @@ from hpatlib.assimilation import Assimilated, Objective, Replicated, repaint_at_
 from hpatlib.data.images import ImageSet
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import convert_mixbn
+from hpatlib.planning import announce
 
 # Part of the key of every run that goes through the part. Raise a number when the part makes another model of the same
 # run, which is when its golden test in tests/test_runs.py fails, and not for anything else: a raised number has all
@@ -359,71 +359,6 @@ def trained() -> dict[str, dict[str, Any]]:
         if provenance["behaviour"] == behaviour(run):
             found[recipe(run)] = provenance
     return found
-
-
-@dataclass
-class Noted:
-    """What was asked for while planning: runs; ``later``, stand-ins for runs that only those decide; ``assumed``, the
-    data sets that are not at hand, and how many images their documents use."""
-
-    runs: list[Run] = field(default_factory=list)
-    later: list[Run] = field(default_factory=list)
-    assumed: dict[str, int] = field(default_factory=dict)
-
-
-class Planned(Exception):
-    """Raised while planning in place of a training: nothing is measured."""
-
-
-_noted: ContextVar[Noted | None] = ContextVar("_noted", default=None)
-
-
-@contextmanager
-def planning() -> Iterator[Noted]:
-    """Inside, nothing trains: what is asked for is noted, and ``Planned`` unwinds whoever asked."""
-    noted = Noted()
-    token = _noted.set(noted)
-    try:
-        yield noted
-    finally:
-        _noted.reset(token)
-
-
-def announce(
-    runs: Iterable[Run], *, later: Iterable[Run] = (), settle: Callable[[], Iterable[Run]] | None = None
-) -> None:
-    """Say which trainings follow, before the first. It does nothing, but while `planning`: then it raises ``Planned``.
-
-    ``settle`` returns the runs that hang on what ``runs`` become, as one that is scaled to another's dose does; it is
-    called when all of ``runs`` are trained, and until then ``later`` stands for them.
-    """
-    noted = _noted.get()
-    if noted is None:
-        return
-    several = list(runs)
-    noted.runs += several
-    if settle is not None:
-        there = trained()
-        if all(recipe(run) in there for run in several):
-            token = _noted.set(None)
-            try:
-                noted.runs += settle()
-            finally:
-                _noted.reset(token)
-        else:
-            noted.later += later
-    raise Planned
-
-
-def even_count(dataset: str) -> int:
-    """``data.even_count``; while `planning` without the images at hand, the document's own number of them."""
-    try:
-        return data.even_count(dataset)
-    except FileNotFoundError:
-        source, noted = data.SOURCES[dataset], _noted.get()
-        if noted is None or source.each is None:
-            raise
-        return noted.assumed.setdefault(dataset, len(source.classes) * source.each)
 
 
 def behaviour(run: Run, own: bool = False) -> dict[str, int]:

@@ -22,13 +22,16 @@ not how many there are. For a mean over images of which cluster c holds the shar
     d_sc = w_c (mean of c − v_s) / √(1 − 2 w_c + Σ_k w_k²),
 
 where the root makes up for v_s having followed c: with one image a cluster Σ_c d_sc² is the familiar variance over n,
-and with large clusters it is unbiased if the means of all clusters vary alike. Classes are strata: c is compared with
-its own class, w_c being its share of it, and d_sc is weighted by the share of the class. Where one cluster is more than
-half of a class in a test, as a single healthy subject is, the class is centred on its mean over all trainings, with the
-shares w_k of all their tests: such a cluster tells nothing by itself about others, but those of other trainings do. ``benchmarks/intervals.py`` shows how
-often such an interval holds the truth. It is too narrow where it cannot know better: outcomes that are all alike have
-no variance, however few they are; a single training says nothing about others; and where values are skewed,
-as near 0 or 1, the truth lies beyond one end more often than beyond the other.
+and with large clusters it is unbiased if the means of all clusters vary alike.
+
+Classes are strata: c is compared with its own class, w_c being its share of it, and d_sc is weighted by the share of
+the class. Where one cluster is more than half of a class in a test, as a single healthy subject is, the class is centred
+on its mean over all trainings, with the shares w_k of all their tests: such a cluster tells nothing by itself about
+others, but those of other trainings do.
+
+``benchmarks/intervals.py`` shows how often such an interval holds the truth. It is too narrow where it cannot know
+better: outcomes that are all alike have no variance, however few they are; a single training says nothing about others;
+and where values are skewed, as near 0 or 1, the truth lies beyond one end more often than beyond the other.
 """
 
 from __future__ import annotations

@@ -167,7 +167,9 @@ def main() -> None:
         resumed = [key for key, rows in had.items() if trained[key]["epochs"][: len(rows)] == rows]
         stopped = [path for path in JOBS.glob("*.key") if path.read_text().strip() in had]
         recipes = [str(path.with_suffix(".json")) for path in stopped]
-        subprocess.run([*hpat, "train", *recipes], env={**environment, "HPAT_HOME": str(alone)}, check=True)
+        subprocess.run(
+            [*hpat, "train", *recipes], env={**environment, "HPAT_HOME": str(alone)}, check=True, capture_output=True
+        )
         weights = [Path("models") / key / "model.safetensors" for key in had]
         same = [path for path in weights if (alone / path).read_bytes() == (home / path).read_bytes()]
         print(

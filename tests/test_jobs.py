@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hpatlib import cli, data, jobs, models, records, runs, training
+from hpatlib import cli, data, jobs, models, planning, records, runs, training
 from hpatlib.documents import ultrasound
 from hpatlib.documents.ultrasound import study
 from hpatlib.hybrid import Adversary
@@ -19,7 +19,7 @@ CHAPTERS = cli.chapters(ROOT)
 RUN = Run("busi", False, 16, 48, "image", 1 / 3, "simple_cnn_bn", "scratch", Recipe(epochs=2, batch_size=16), seed=0)
 
 
-def walked(name: str, **parameters) -> runs.Noted:
+def walked(name: str, **parameters) -> planning.Noted:
     return jobs.walk(cli.cells(CHAPTERS[name]), {"profile": "smoke", "data": None, "seed": 0} | parameters)
 
 
@@ -34,7 +34,8 @@ def test_what_is_announced_is_what_is_trained_and_nothing_trains_before():
     record = study.smaller_eps(ultrasound.choose("smoke", None, 0), 0.05)
     assert names(noted.runs) == runs.trained().keys()
     assert {about["key"] for about in runs.trained().values()} == {model.key for model in record.header.models}
-    with pytest.raises(runs.Planned), runs.planning():  # a training that was announced is not loaded either
+    # A training that was announced is not loaded either.
+    with pytest.raises(planning.Planned), planning.dry_walk(lambda run: True):
         runs.train_or_load(noted.runs[0])
 
 
@@ -64,19 +65,17 @@ def test_a_chapter_is_walked_up_to_its_first_training_and_then_where_its_paramet
         jobs.walk([([], "missing")], {})
 
 
-@pytest.mark.usefixtures("home")
-def test_what_hangs_on_other_trainings_waits_for_them(monkeypatch):
+def test_what_hangs_on_other_trainings_waits_for_them():
     later = [replace(RUN, seed=7)]
 
-    def noted() -> runs.Noted:
-        with pytest.raises(runs.Planned), runs.planning() as found:
-            runs.announce([RUN], later=[replace(RUN, seed=99)], settle=lambda: later)
+    def noted(*there: Run) -> planning.Noted:
+        with pytest.raises(planning.Planned), planning.dry_walk(there.__contains__) as found:
+            planning.announce([RUN], later=[replace(RUN, seed=99)], settle=lambda: later)
         return found
 
     assert (found := noted()).runs == [RUN] and found.later == [replace(RUN, seed=99)]
-    monkeypatch.setattr(runs, "trained", lambda: {runs.recipe(RUN): {}})
-    assert (found := noted()).runs == [RUN, *later] and not found.later
-    runs.announce([RUN], settle=lambda: pytest.fail("nothing is planned"))
+    assert (found := noted(RUN)).runs == [RUN, *later] and not found.later
+    planning.announce([RUN], settle=lambda: pytest.fail("nothing is planned"))
 
 
 def test_planning_counts_the_documents_images_where_none_are_at_hand(monkeypatch):
@@ -84,7 +83,7 @@ def test_planning_counts_the_documents_images_where_none_are_at_hand(monkeypatch
     noted = walked("assimilation/why_attention_region", profile="paper", data="real")
     assert noted.assumed and all(each in data.SOURCES for each in noted.assumed)
     with pytest.raises(FileNotFoundError):
-        runs.even_count("chest_ct")
+        planning.even_count("chest_ct")
 
 
 # As their authors print them, in 10⁹ multiplications with their additions, an image.

@@ -45,8 +45,9 @@ from hpatlib.documents.profiles import Chosen
 from hpatlib.glcm import FEATURES
 from hpatlib.hybrid import Adversary
 from hpatlib.measure import BATCH, Attack, Study, logits, named, rows, sample
+from hpatlib.planning import announce, even_count
 from hpatlib.records import Record
-from hpatlib.runs import Run, Trained, announce, even_count, train_or_load
+from hpatlib.runs import Run, Trained, train_or_load
 from hpatlib.worst_case import smallest_eps, worst_case
 
 # The slides have one learning rate, 1e-4. From the identity it moves T and C by a thousandth of the pixel range at

@@ -22,8 +22,9 @@ from hpatlib.documents.assimilation.quantities import FLAT, HALF, MEDICAL, SHARE
 from hpatlib.documents.assimilation.study import Profile, clean_rows, count
 from hpatlib.documents.profiles import Chosen
 from hpatlib.measure import Study, logits, named, rows, sample
+from hpatlib.planning import announce, even_count
 from hpatlib.records import Record
-from hpatlib.runs import Run, Trained, announce, even_count, train_or_load
+from hpatlib.runs import Run, Trained, train_or_load
 
 PLACES = 16  # positions of the feature map behind Grad-CAM: 4 × 4 at least, for every network and size
 EPS = 4 / 255  # the middle of the slides' range

@@ -158,7 +158,7 @@ def benchmarks(record: Record) -> Figure:
 
 
 def classification(records: list[Record]) -> Table:
-    """Table 1: its numbers beside ours, in per cent, precision, recall and F1 in both averages (H4)."""
+    """Table 1: its numbers beside ours, in per cent, precision, recall and F1 in both averages (L4)."""
     printed = documents.published_table("hpat", "table1")
     heads = {"ACC": "ACC", "PRE": "PRE (macro)", "F1": "F1 (macro)", "AUC": "AUC"}
     rows = [
@@ -624,7 +624,7 @@ def _scores(o: Outcomes) -> dict[str, Cells]:
 
 
 def ablation(records: list[Record]) -> Table:
-    """Table 2: its numbers, and ours on clean and hybrid images through each branch; precision, F1 are binary (H4)."""
+    """Table 2: its numbers, and ours on clean and hybrid images through each branch; precision, F1 are binary (L4)."""
     printed = documents.published_table("hpat", "table2")
     rows = []
     for name, row in printed.iterrows():

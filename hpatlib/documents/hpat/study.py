@@ -31,8 +31,9 @@ from hpatlib.frozen import frozen
 from hpatlib.hybrid import REFERENCE_SIZE, Adversary, Environment, environment, masked, pixel_and_rotation, showcase
 from hpatlib.measure import Study
 from hpatlib.mixbn import Branch, MixBatchNorm2d, branch
+from hpatlib.planning import announce
 from hpatlib.records import Record
-from hpatlib.runs import Run, Trained, announce, train_or_load
+from hpatlib.runs import Run, Trained, train_or_load
 from hpatlib.spatial import Box, SearchResult, direct_search, gradient_ascent, grid_search, local_search, random_search
 from hpatlib.stbo import stbo
 from hpatlib.worst_case import smallest_eps

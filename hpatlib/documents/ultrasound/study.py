@@ -21,8 +21,9 @@ from hpatlib.documents import profiles
 from hpatlib.documents.profiles import Chosen
 from hpatlib.hybrid import Adversary
 from hpatlib.measure import Attack, Study, rows
+from hpatlib.planning import announce
 from hpatlib.records import Record
-from hpatlib.runs import Run, Trained, announce, train_or_load
+from hpatlib.runs import Run, Trained, train_or_load
 from hpatlib.worst_case import smallest_eps, worst_case
 
 FORMULA = "ultrasound/fig1_2_image_and_noise"
