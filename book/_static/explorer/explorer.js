@@ -30,7 +30,7 @@ const LESSONS = [
     look: "Every pixel has moved by up to 2/255, at random. Look at the first bar, then let PGD choose the same amount.",
     steps: [["Random noise", {}], ["Let PGD choose it", { noise: "pgd" }], ["Four times the noise, at random", { eps: 8 }]],
     set: { noise: "random", eps: 2 },
-    shows: "The two are of one size, and only one has a direction. Random noise hardly moves the bars, even at 8/255; two grey levels along the gradient undo most answers of the standard network, and few of the one trained on such images.",
+    shows: "The two are of one size, and only one has a direction. Random noise hardly moves the bars, even at 8/255; two grey levels along the gradient undo most answers of the standard network, and fewer of the one trained on such images.",
     claim: "Figure 1 of the leukemia paper shows answers that flip after “random but slight noise and spatial transformations”, and gives no rate. The chapter counts, random and searched apart.",
     chapter: ["Figure 1", "notebooks/hpat/fig1_robustness_issue.html"],
   },
@@ -249,9 +249,6 @@ function worker() {
       },
       stop() { stops++; },
       check() { postMessage({ kind: "check", ...engine.check() }); },
-      ask({ job, expression, given }) { // for tests: any of the engine's functions, by name
-        postMessage({ kind: "ask", job, answer: engine[expression](...given) });
-      },
     };
     onmessage = ({ data }) => serving[data.kind](data);
   }
@@ -429,7 +426,7 @@ function drawMap() {
   $("map-low").textContent = `−${rotation}°`;
   $("map-high").textContent = `+${rotation}°`;
   const shift = Number(translation.toFixed(2));
-  $("map-note").textContent = `How sure the attacked network is, at each turn (across) and shift to the right (up, ±${shift} px), ${state.down ? `${signed(state.down, 1)} px down` : "no shift down"}. Dots are queries in their own colours, faint where they lie at another height; the cross is you.`;
+  $("map-note").textContent = `The attacked network’s answer at each turn (across) and shift to the right (up, ±${shift} px), ${state.down ? `${signed(state.down, 1)} px down` : "none down"}. The cross is you${queries.length ? "; dots are queries, faint where they were shifted down otherwise" : ""}.`;
   const wrong = map && map.at === state.box ? map.cells.filter((cell) => cell[3] > 0).length / Math.max(map.cells.length, 1) : 0;
   canvas.setAttribute("aria-label", `Map of the answers over turn and shift: wrong on ${per100(wrong, 0)} of it`);
 }
@@ -583,7 +580,7 @@ if (parent !== window) {
 
 for (const link of document.querySelectorAll("[data-book]")) { link.href = `${BOOK}book/${link.dataset.book}`; link.target = "_top"; }
 const { standard, hybrid } = EXPLORER.networks;
-$("about").textContent = `Both networks are the book’s SimpleCNN with batch norm, trained on phantoms of ${EXPLORER.size} × ${EXPLORER.size} pixels by the library: standard on clean images (right on ${per100(standard.accuracy)} of ${standard.tested} clean test phantoms), hybrid by Algorithm 1 on clean and perturbed ones (${per100(hybrid.accuracy)}). The 24 phantoms are the first twelve of each class on the test side. Attacks, warp and searches are the library’s, number by number; random numbers are this page’s own. A gradient costs as much as three queries.`;
+$("about").textContent = `Both networks are the book’s SimpleCNN with batch norm, trained on phantoms of ${EXPLORER.size} × ${EXPLORER.size} pixels by the library: standard on clean images (right on ${per100(standard.accuracy)} of ${standard.tested} clean test phantoms), hybrid by Algorithm 1 on clean and perturbed ones (${per100(hybrid.accuracy)}). The 24 phantoms are the first twelve of each class on the test side. Attacks, warp and searches are the library’s, number by number; random numbers are this page’s own. A gradient costs as much as three queries. Pictures are shown 1.6 times as bright as they are.`;
 listen();
 drawLesson();
 update({ fresh: true });
