@@ -197,7 +197,8 @@ def test_what_the_five_questions_teach_is_so(networks, phantoms):
     assert nine.mean() < many.mean() < learned.mean() and (far.mean() - learned.mean()).abs() > 0.2
     # 4: the constant network: a perfect ROI and the accuracy of a coin; the others lose more ROI.
     assert (answers("constant", pixel=pgd(8, 8)) == clean["constant"]).all() and accuracy("constant") == 0.5
-    assert (answers("standard", pixel=pgd(8, 8), spatial=turn) == clean["standard"]).double().mean() < 0.9
+    for name in ("standard", "hybrid"):
+        assert (answers(name, pixel=pgd(8, 8)) == clean[name]).double().mean() < 0.5
     # 5: with two classes, noise for one label is the negative of that for the other, and helps.
     fgsm = partial(attacks.fgsm, networks["standard"], eps=2 / 255)
     inside = (images > 2 / 255) & (images < 1 - 2 / 255)
@@ -435,7 +436,7 @@ def test_all_24_phantoms_are_counted(opened, networks, phantoms):
         after = measure.logits(network, attacks.fgsm(network, images, labels, eps=2 / 255)).argmax(dim=1)
         before = measure.logits(network, images).argmax(dim=1)
         row = page.locator(f"#tally tr[data-network={name}]").inner_text()
-        shares = [round(100 * (after == what).double().mean().item()) for what in (labels, before)]
+        shares = [int(100 * (after == what).double().mean().item() + 0.5) for what in (labels, before)]
         assert [int(number) for number in re.findall(r"(\d+) %", row)] == shares
 
 

@@ -54,10 +54,10 @@ const LESSONS = [
   },
   {
     title: "Can a useless model look robust?",
-    look: "The network that calls every cell malignant has been attacked with all we have. Look at its two numbers in the table below.",
+    look: "All three networks have been attacked with PGD at 8/255. Which is the most robust? Look at the two numbers of each, on all 24 phantoms.",
     steps: [["Always malignant", {}], ["Standard training", { network: "standard" }], ["Hybrid training", { network: "hybrid" }]],
-    set: { network: "constant", noise: "pgd", eps: 8, steps: 8, angle: 30 },
-    shows: "Its rate of invariance (ROI, equation 15) is 100 %: an answer that never changes is never changed. Its accuracy is that of a coin. So ROI means something only beside accuracy.",
+    set: { network: "constant", noise: "pgd", eps: 8, steps: 8 },
+    shows: "The rate of invariance (ROI, equation 15) of the network that calls every cell malignant is 100 %: an answer that never changes is never changed. Its accuracy is that of a coin. So ROI means something only beside accuracy.",
     claim: "Figure 5 shows the ROI alone. In this book it never stands without the accuracy.",
     chapter: ["How we read ROI", "book/interpretations.html#h27"],
   },
@@ -108,7 +108,7 @@ function config() {
 // What decides the map, and what decides a search: a change makes the old ones void.
 const scene = () => JSON.stringify([state.image, state.network, state.noise, state.eps, state.steps, state.label, state.order, state.seed]);
 const slice = () => JSON.stringify([scene(), state.box, state.down]);
-let lastScene = "", lastSlice = "", lastBox = "", timer = 0;
+let lastScene = "", lastSlice = "", lastBox = "", toldHash = written(state), timer = 0;
 
 function change(part, { keepMove = false } = {}) {
   const moved = ["right", "down", "angle"].some((key) => key in part && part[key] !== state[key]);
@@ -120,7 +120,7 @@ function change(part, { keepMove = false } = {}) {
 function update({ fresh = false } = {}) {
   const address = written(state) || location.href.split("#")[0];
   try { history.replaceState(null, "", address); } catch { /* some browsers refuse it for files */ }
-  parent.postMessage({ explorer: "hash", hash: written(state) }, "*");
+  if (written(state) !== toldHash) parent.postMessage({ explorer: "hash", hash: toldHash = written(state) }, "*");
   const sceneNow = scene(), otherScene = fresh || sceneNow !== lastScene, otherBox = lastBox !== state.box;
   if (otherScene) { runs = []; lastScene = sceneNow; }
   if (otherScene || otherBox) { queries = []; spent = 0; lastBox = state.box; }
