@@ -456,6 +456,28 @@ def test_it_is_legible_and_can_be_touched(opened, width, scheme):
     assert targets == []
 
 
+def test_inside_the_book_address_theme_and_height_are_shared(browser, tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "_static" / "explorer")
+    block = re.search(r"```\{raw\} html\n(.*?)```", (ROOT / "book/explorer.md").read_text("utf-8"), re.S)[1]
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "explorer.html").write_text(
+        f"<!doctype html><html data-theme='dark'><body>{block}</body></html>"
+    )
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto((tmp_path / "book" / "explorer.html").as_uri() + "#q=1&n=pgd&e=4&a=30")
+    frame = page.frame(url=lambda url: "_static" in url)
+    frame.wait_for_function("document.documentElement.dataset.checked && state.angle === 30")
+    assert frame.evaluate("document.documentElement.dataset.theme") == "dark"
+    frame.locator("button[value=fgsm]").click()
+    page.wait_for_function("location.hash.includes('n=fgsm') && location.hash.includes('a=30')")
+    page.evaluate("document.documentElement.dataset.theme = 'light'")
+    frame.wait_for_function("document.documentElement.dataset.theme === 'light'")
+    inner = frame.evaluate("document.documentElement.scrollHeight")
+    assert page.evaluate("document.getElementById('explorer').offsetHeight") >= inner > 600
+    page.close()
+
+
 def test_it_explains_itself_without_javascript(browser):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

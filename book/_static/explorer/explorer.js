@@ -125,7 +125,7 @@ function update({ fresh = false } = {}) {
   if (otherScene) { runs = []; lastScene = sceneNow; }
   if (otherScene || otherBox) { queries = []; spent = 0; lastBox = state.box; }
   drawControls();
-  front.postMessage({ kind: "look", job: ++jobs.look, config: config() });
+  look();
   jobs.search++;
   front.postMessage({ kind: "stop" });
   if (state.move !== "hand") {
@@ -259,7 +259,16 @@ function worker() {
 const jobs = { look: 0, search: 0, map: 0, tally: 0 };
 const front = worker(), back = worker();
 
+let looking = false, lookAgain = false; // one look at a time: a fast hand must not queue up work
+function look() {
+  jobs.look++;
+  lookAgain = looking;
+  if (!looking) front.postMessage({ kind: "look", job: jobs.look, config: config() });
+  looking = true;
+}
+
 function askMap() {
+  if (map && !map.done) back.postMessage({ kind: "stop" });
   const wide = state.box === "wide";
   map = { columns: wide ? 37 : 31, rows: 13, cells: [], down: state.down, box: BOXES[state.box], at: state.box };
   back.postMessage({ kind: "map", job: ++jobs.map, config: config(), columns: map.columns, rows: map.rows });
@@ -282,7 +291,15 @@ function askTally() {
 }
 
 const hear = {
-  look(answer) { if (answer.job === jobs.look) { results = answer; drawPictures(); drawAnswers(); drawMap(); speak(); } },
+  look(answer) {
+    results = answer;
+    looking = false;
+    if (lookAgain) look();
+    drawPictures();
+    drawAnswers();
+    drawMap();
+    speak();
+  },
   search(answer) {
     if (answer.job !== jobs.search) return;
     queries.push(...answer.queries);
@@ -293,7 +310,7 @@ const hear = {
       const [right, down, angle] = answer.s;
       state = { ...state, right, down, angle };
       drawControls();
-      front.postMessage({ kind: "look", job: ++jobs.look, config: config() });
+      look();
       if (slice() !== lastSlice) { lastSlice = slice(); askMap(); }
     }
     drawMap();
@@ -350,7 +367,7 @@ function drawAnswers() {
     const share = results.answers[name].seen[1], answer = share > 0.5 ? 1 : 0, right = answer === truth;
     const changed = answer !== (results.answers[name].clean[1] > 0.5 ? 1 : 0);
     const verdict = `${right ? "✓" : "✗"} ${CLASSES[answer]}, ${right ? "right" : "wrong"}${changed ? ", changed" : ""}`;
-    const role = name === state.network ? "attacked" : "sees the same picture";
+    const role = name === state.network ? "attacked" : "same picture";
     return `<div class="answer"><span>${NETWORKS[name]} <small>${role}</small></span><span class="verdict ${right ? "right" : "wrong"}">${verdict}</span>
       <div class="bar" role="img" aria-label="${per100(share)} malignant"><span style="width:${100 * share}%"></span></div>
       <div class="ends"><span>malignant ${per100(share)}</span><span>normal ${per100(1 - share)}</span></div></div>`;
@@ -518,7 +535,7 @@ function listen() {
   $("link").addEventListener("click", (event) => {
     event.preventDefault();
     const address = embedded || location.href.split("#")[0];
-    navigator.clipboard?.writeText(address + written(state)).then(() => { $("link").textContent = "Copied"; setTimeout(() => { $("link").textContent = "Link to this view"; }, 1500); }, () => {});
+    navigator.clipboard?.writeText(address + written(state)).then(() => { $("link").textContent = "Copied"; setTimeout(() => { $("link").textContent = "Link to this view"; }, 1500); }, () => { $("link").textContent = "It stands in the address bar"; });
   });
 
   $("phantoms").innerHTML = EXPLORER.phantoms.labels.map((_, n) => `<button value="${n}"><canvas width="${EXPLORER.size}" height="${EXPLORER.size}" aria-hidden="true"></canvas><i aria-hidden="true"></i></button>`).join("");
