@@ -191,7 +191,7 @@ def rounded(model: nn.Module, images: ImageSet) -> nn.Module:
     """
     folded = frozen(model)
     folded(images.tensors(index=np.arange(min(8, len(images))))[0])
-    network = copy.deepcopy(folded.network).to(memory_format=torch.contiguous_format).half().double()
+    network = copy.deepcopy(folded.get_submodule("network")).to(memory_format=torch.contiguous_format).half().double()
     return network.eval().requires_grad_(False)
 
 

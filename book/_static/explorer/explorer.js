@@ -28,7 +28,7 @@ const LESSONS = [
   {
     title: "Is random noise adversarial?",
     look: "Every pixel has moved by up to 2/255, at random. Look at the first bar, then let PGD choose the same amount.",
-    steps: [["Random noise", {}], ["Let PGD choose it", { noise: "pgd" }], ["Four times the noise, at random", { eps: 8 }]],
+    steps: [["Random, 2/255", {}], ["PGD, 2/255", { noise: "pgd" }], ["Random, 8/255", { eps: 8 }]],
     set: { noise: "random", eps: 2 },
     shows: "The two are of one size, and only one has a direction. Random noise hardly moves the bars, even at 8/255; two grey levels along the gradient undo most answers of the standard network, and fewer of the one trained on such images.",
     claim: "Figure 1 of the leukemia paper shows answers that flip after “random but slight noise and spatial transformations”, and gives no rate. The chapter counts, random and searched apart.",
@@ -484,9 +484,9 @@ function drawTally() {
 
 function drawLesson() {
   const lesson = LESSONS[state.question];
-  $("lesson").innerHTML = `<h2>${state.question + 1}. ${lesson.title}</h2><p class="look">${lesson.look}</p>
-    <div class="steps">${lesson.steps.map(([name], n) => `<button data-step="${n}">${name}</button>`).join("")}</div>
-    <details><summary>What it shows</summary><p>${lesson.shows}</p><p>${lesson.claim} <a target="_top" href="${BOOK}${lesson.chapter[1]}">${lesson.chapter[0]}</a></p></details>`;
+  $("lesson").innerHTML = `<div class="lesson"><div><h2>${state.question + 1}. ${lesson.title}</h2><p class="look">${lesson.look}</p>
+    <div class="steps">${lesson.steps.map(([name], n) => `<button data-step="${n}">${name}</button>`).join("")}</div></div>
+    <details><summary>What it shows</summary><p>${lesson.shows}</p><p>${lesson.claim} <a target="_top" href="${BOOK}${lesson.chapter[1]}">${lesson.chapter[0]}</a></p></details></div>`;
 }
 
 let speaking = 0;
