@@ -33,6 +33,7 @@ from hpatlib.stbo import stbo
 from hpatlib.training import Recipe
 
 NAME, ANSWERS, SEARCHES = "data.js", "answers.svg", "searches.svg"
+SIZES = {"font.size": 12, "axes.titlesize": 12, "axes.labelsize": 12, "legend.fontsize": 12}  # legible on a phone
 SHOWN = 4  # the phantom that the page opens with and the pictures show: all five questions have an answer on it
 EACH = 12  # phantoms of each class
 COMPETENT = 0.9  # least clean accuracy on the test side: attacks on a network that knows nothing show nothing
@@ -63,10 +64,10 @@ def explorer(folder: Path) -> list[Path]:
     without JavaScript. Networks are trained, or taken from the run store.
 
     The script defines ``EXPLORER``: ``size``, ``classes``; ``networks`` by name, each with its ``layers`` (see
-    ``layers``), ``key`` and clean ``accuracy`` on ``tested`` phantoms; ``phantoms``: the first ``EACH`` of each class on the
-    test side, uint8 [24, 3, S, S], with ``labels``; ``check``: what PyTorch answers, ``logits`` [24, 2] by network
-    and the ``gradient`` of the first phantom's cross-entropy, float32 [3, S, S]; ``sobol``: the first points of the
-    sequence that STBO starts with. Numbers in bulk are base64, least byte first.
+    ``layers``), ``key`` and clean ``accuracy`` on ``tested`` phantoms; ``phantoms``: the first ``EACH`` of each class
+    on the test side, uint8 [24, 3, S, S], with ``labels``; ``check``: what PyTorch answers, ``logits`` [24, 2] by
+    network and the ``gradient`` of the first phantom's cross-entropy, float32 [3, S, S]; ``sobol``: the first points of
+    the sequence that STBO starts with. Numbers in bulk are base64, least byte first.
 
     Raises ``ValueError`` for a network whose clean accuracy is below ``COMPETENT``.
     """
@@ -121,14 +122,17 @@ def answers_picture(networks: Mapping[str, nn.Module], image: Tensor, label: Ten
     turned = ask(spatial=turn)
     shown = {
         "as drawn": image,
-        "random noise, 4/255": ask(pixel=partial(random_noise, eps=noise, generator=generator)),
+        "random, 4/255": ask(pixel=partial(random_noise, eps=noise, generator=generator)),
         "PGD, 4/255": ask(pixel=pgd),
-        "PGD, then turned by 30°": ask(pixel=pgd, spatial=turn),
-        "turned by 30°, then PGD": pgd(networks["standard"], turned, label),
+        "PGD, then 30°": ask(pixel=pgd, spatial=turn),
+        "30°, then PGD": pgd(networks["standard"], turned, label),
     }
-    with plt.style.context(STYLE), plt.rc_context({"font.size": 11, "axes.titlesize": 10}):
-        canvas, axes = plt.subplots(2, len(shown), figsize=(11, 3.6), height_ratios=(3, 1), sharex="row", sharey="row")
-        for (title, x), above, below in zip(shown.items(), *axes, strict=True):
+    with plt.style.context([STYLE, SIZES]):
+        canvas, axes = plt.subplots(4, 3, figsize=(6, 6.4), height_ratios=(3, 1, 3, 1), sharex="row", sharey="row")
+        places = [(axes[row][column], axes[row + 1][column]) for row in (0, 2) for column in range(3)]
+        for axis in places[-1]:
+            axis.set_axis_off()
+        for (title, x), (above, below) in zip(shown.items(), places[:-1], strict=True):
             above.imshow((1.6 * x[0]).clamp(0, 1).movedim(0, -1).numpy(), interpolation="nearest")
             above.set(title=title, xticks=[], yticks=[])
             above.grid(False)
@@ -136,9 +140,8 @@ def answers_picture(networks: Mapping[str, nn.Module], image: Tensor, label: Ten
             right = [100 * torch.softmax(network(x)[0], dim=0)[label].item() for network in networks.values()]
             below.barh(list(networks), right, color=["C0", "C1"])
             below.axvline(50, color="0.3", linewidth=1)
-            below.set(xlim=(0, 100), xticks=(0, 50, 100))
-            below.invert_yaxis()
-        axes[1][2].set_xlabel("probability of the true class, %")
+            below.set(xlim=(0, 100), xticks=(0, 50, 100), ylim=(1.5, -0.5))
+        axes[3][0].set_xlabel("true class, %")
         return _svg(canvas)
 
 
@@ -154,25 +157,24 @@ def searches_picture(network: nn.Module, image: Tensor, label: Tensor) -> bytes:
     right, angle = torch.meshgrid(torch.linspace(-3, 3, 25), torch.linspace(-30, 30, 61), indexing="ij")
     s = torch.stack([right, torch.zeros_like(right), angle], dim=-1).view(-1, 3)
     odds = log_odds(measure.logits(network, transform(image.expand(len(s), -1, -1, -1), s)), label.expand(len(s)))
-    with plt.style.context(STYLE), plt.rc_context({"font.size": 11, "axes.titlesize": 11}):
-        canvas, (left, side) = plt.subplots(1, 2, figsize=(11, 3.6))
+    with plt.style.context([STYLE, SIZES]):
+        canvas, (above, below) = plt.subplots(2, 1, figsize=(6, 6.4))
         values = torch.tanh(odds / 4).view(right.shape).numpy()
-        left.pcolormesh(angle, right, values, cmap="RdBu_r", vmin=-1, vmax=1, rasterized=True)
-        left.set(xlabel="turn, degrees", ylabel="shift to the right, px", title="blue: right, red: wrong")
+        above.pcolormesh(angle, right, values, cmap="RdBu_r", vmin=-1, vmax=1, rasterized=True)
+        above.set(xlabel="turn, degrees", ylabel="shift to the right, px", title="blue: right, red: wrong")
         for (name, result), marker in zip(found.items(), "sDo", strict=True):
-            at = result.s[0].tolist()
-            left.plot(at[2], at[0], marker, markersize=9, markeredgecolor="white", label=name, clip_on=False)
-            side.plot(np.arange(1, result.history.shape[1] + 1), result.history[0].numpy())
-            side.annotate(f" {name}", (result.history.shape[1], result.history[0, -1].item()), va="center")
-        left.legend(loc="lower right", frameon=True)
-        side.set(xlabel="queries", ylabel="worst loss found, nats", xlim=(0, 125))
+            at, worst = result.s[0].tolist(), result.history[0].numpy()
+            above.plot(at[2], at[0], marker, markersize=10, markeredgecolor="white", clip_on=False)
+            below.plot(np.arange(1, len(worst) + 1), worst, marker=marker, markevery=[-1], label=name, clip_on=False)
+        below.legend(loc="lower right")
+        below.set(xlabel="queries", ylabel="worst loss, nats", xlim=(0, 100), ylim=(0, None))
         return _svg(canvas)
 
 
 def _svg(canvas: plt.Figure) -> bytes:
     """``canvas``, closed, as an SVG that is the same each time."""
     buffer = io.BytesIO()
-    with plt.rc_context({"svg.hashsalt": "hpat", "svg.fonttype": "path"}):
+    with plt.rc_context({"svg.hashsalt": "hpat"}):
         canvas.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(canvas)
     return buffer.getvalue()
@@ -191,8 +193,7 @@ def rounded(model: nn.Module, images: ImageSet) -> nn.Module:
     """
     folded = frozen(model)
     folded(images.tensors(index=np.arange(min(8, len(images))))[0])
-    network: nn.Module = copy.deepcopy(folded.network)  # type: ignore[assignment]
-    network = network.to(memory_format=torch.contiguous_format).half().double()
+    network = copy.deepcopy(folded.get_submodule("network")).to(memory_format=torch.contiguous_format).half().double()
     return network.eval().requires_grad_(False)
 
 

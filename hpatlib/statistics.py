@@ -25,9 +25,9 @@ where the root makes up for v_s having followed c: with one image a cluster Σ_c
 and with large clusters it is unbiased if the means of all clusters vary alike.
 
 Classes are strata: c is compared with its own class, w_c being its share of it, and d_sc is weighted by the share of
-the class. Where one cluster is more than half of a class in a test, as a single healthy subject is, the class is centred
-on its mean over all trainings, with the shares w_k of all their tests: such a cluster tells nothing by itself about
-others, but those of other trainings do.
+the class. Where one cluster is more than half of a class in a test, as a single healthy subject is, the class is
+centred on its mean over all trainings, with the shares w_k of all their tests: such a cluster tells nothing by itself
+about others, but those of other trainings do.
 
 ``benchmarks/intervals.py`` shows how often such an interval holds the truth. It is too narrow where it cannot know
 better: outcomes that are all alike have no variance, however few they are; a single training says nothing about others;

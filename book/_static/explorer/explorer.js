@@ -28,9 +28,9 @@ const LESSONS = [
   {
     title: "Is random noise adversarial?",
     look: "Every pixel has moved by up to 2/255, at random. Look at the first bar, then let PGD choose the same amount.",
-    steps: [["Random noise", {}], ["Let PGD choose it", { noise: "pgd" }], ["Four times the noise, at random", { eps: 8 }]],
+    steps: [["Random, 2/255", {}], ["PGD, 2/255", { noise: "pgd" }], ["Random, 8/255", { eps: 8 }]],
     set: { noise: "random", eps: 2 },
-    shows: "The two are of one size, and only one has a direction. Random noise hardly moves the bars, even at 8/255; two grey levels along the gradient undo most answers of the standard network, and few of the one trained on such images.",
+    shows: "The two are of one size, and only one has a direction. Random noise hardly moves the bars, even at 8/255; two grey levels along the gradient undo most answers of the standard network, and fewer of the one trained on such images.",
     claim: "Figure 1 of the leukemia paper shows answers that flip after “random but slight noise and spatial transformations”, and gives no rate. The chapter counts, random and searched apart.",
     chapter: ["Figure 1", "notebooks/hpat/fig1_robustness_issue.html"],
   },
@@ -54,10 +54,10 @@ const LESSONS = [
   },
   {
     title: "Can a useless model look robust?",
-    look: "The network that calls every cell malignant has been attacked with all we have. Look at its two numbers in the table below.",
+    look: "All three networks have been attacked with PGD at 8/255. Which is the most robust? Look at the two numbers of each, on all 24 phantoms.",
     steps: [["Always malignant", {}], ["Standard training", { network: "standard" }], ["Hybrid training", { network: "hybrid" }]],
-    set: { network: "constant", noise: "pgd", eps: 8, steps: 8, angle: 30 },
-    shows: "Its rate of invariance (ROI, equation 15) is 100 %: an answer that never changes is never changed. Its accuracy is that of a coin. So ROI means something only beside accuracy.",
+    set: { network: "constant", noise: "pgd", eps: 8, steps: 8 },
+    shows: "The rate of invariance (ROI, equation 15) of the network that calls every cell malignant is 100 %: an answer that never changes is never changed. Its accuracy is that of a coin. So ROI means something only beside accuracy.",
     claim: "Figure 5 shows the ROI alone. In this book it never stands without the accuracy.",
     chapter: ["How we read ROI", "book/interpretations.html#h27"],
   },
@@ -108,7 +108,7 @@ function config() {
 // What decides the map, and what decides a search: a change makes the old ones void.
 const scene = () => JSON.stringify([state.image, state.network, state.noise, state.eps, state.steps, state.label, state.order, state.seed]);
 const slice = () => JSON.stringify([scene(), state.box, state.down]);
-let lastScene = "", lastSlice = "", lastBox = "", timer = 0;
+let lastScene = "", lastSlice = "", lastBox = "", toldHash = written(state), timer = 0;
 
 function change(part, { keepMove = false } = {}) {
   const moved = ["right", "down", "angle"].some((key) => key in part && part[key] !== state[key]);
@@ -120,12 +120,12 @@ function change(part, { keepMove = false } = {}) {
 function update({ fresh = false } = {}) {
   const address = written(state) || location.href.split("#")[0];
   try { history.replaceState(null, "", address); } catch { /* some browsers refuse it for files */ }
-  parent.postMessage({ explorer: "hash", hash: written(state) }, "*");
+  if (written(state) !== toldHash) parent.postMessage({ explorer: "hash", hash: toldHash = written(state) }, "*");
   const sceneNow = scene(), otherScene = fresh || sceneNow !== lastScene, otherBox = lastBox !== state.box;
   if (otherScene) { runs = []; lastScene = sceneNow; }
   if (otherScene || otherBox) { queries = []; spent = 0; lastBox = state.box; }
   drawControls();
-  front.postMessage({ kind: "look", job: ++jobs.look, config: config() });
+  look();
   jobs.search++;
   front.postMessage({ kind: "stop" });
   if (state.move !== "hand") {
@@ -249,9 +249,6 @@ function worker() {
       },
       stop() { stops++; },
       check() { postMessage({ kind: "check", ...engine.check() }); },
-      ask({ job, expression, given }) { // for tests: any of the engine's functions, by name
-        postMessage({ kind: "ask", job, answer: engine[expression](...given) });
-      },
     };
     onmessage = ({ data }) => serving[data.kind](data);
   }
@@ -262,7 +259,16 @@ function worker() {
 const jobs = { look: 0, search: 0, map: 0, tally: 0 };
 const front = worker(), back = worker();
 
+let looking = false, lookAgain = false; // one look at a time: a fast hand must not queue up work
+function look() {
+  jobs.look++;
+  lookAgain = looking;
+  if (!looking) front.postMessage({ kind: "look", job: jobs.look, config: config() });
+  looking = true;
+}
+
 function askMap() {
+  if (map && !map.done) back.postMessage({ kind: "stop" });
   const wide = state.box === "wide";
   map = { columns: wide ? 37 : 31, rows: 13, cells: [], down: state.down, box: BOXES[state.box], at: state.box };
   back.postMessage({ kind: "map", job: ++jobs.map, config: config(), columns: map.columns, rows: map.rows });
@@ -285,7 +291,15 @@ function askTally() {
 }
 
 const hear = {
-  look(answer) { if (answer.job === jobs.look) { results = answer; drawPictures(); drawAnswers(); drawMap(); speak(); } },
+  look(answer) {
+    results = answer;
+    looking = false;
+    if (lookAgain) look();
+    drawPictures();
+    drawAnswers();
+    drawMap();
+    speak();
+  },
   search(answer) {
     if (answer.job !== jobs.search) return;
     queries.push(...answer.queries);
@@ -296,7 +310,7 @@ const hear = {
       const [right, down, angle] = answer.s;
       state = { ...state, right, down, angle };
       drawControls();
-      front.postMessage({ kind: "look", job: ++jobs.look, config: config() });
+      look();
       if (slice() !== lastSlice) { lastSlice = slice(); askMap(); }
     }
     drawMap();
@@ -353,7 +367,7 @@ function drawAnswers() {
     const share = results.answers[name].seen[1], answer = share > 0.5 ? 1 : 0, right = answer === truth;
     const changed = answer !== (results.answers[name].clean[1] > 0.5 ? 1 : 0);
     const verdict = `${right ? "✓" : "✗"} ${CLASSES[answer]}, ${right ? "right" : "wrong"}${changed ? ", changed" : ""}`;
-    const role = name === state.network ? "attacked" : "sees the same picture";
+    const role = name === state.network ? "attacked" : "same picture";
     return `<div class="answer"><span>${NETWORKS[name]} <small>${role}</small></span><span class="verdict ${right ? "right" : "wrong"}">${verdict}</span>
       <div class="bar" role="img" aria-label="${per100(share)} malignant"><span style="width:${100 * share}%"></span></div>
       <div class="ends"><span>malignant ${per100(share)}</span><span>normal ${per100(1 - share)}</span></div></div>`;
@@ -429,7 +443,7 @@ function drawMap() {
   $("map-low").textContent = `−${rotation}°`;
   $("map-high").textContent = `+${rotation}°`;
   const shift = Number(translation.toFixed(2));
-  $("map-note").textContent = `How sure the attacked network is, at each turn (across) and shift to the right (up, ±${shift} px), ${state.down ? `${signed(state.down, 1)} px down` : "no shift down"}. Dots are queries in their own colours, faint where they lie at another height; the cross is you.`;
+  $("map-note").textContent = `The attacked network’s answer at each turn (across) and shift to the right (up, ±${shift} px), ${state.down ? `${signed(state.down, 1)} px down` : "none down"}. The cross is you${queries.length ? "; dots are queries, faint where they were shifted down otherwise" : ""}.`;
   const wrong = map && map.at === state.box ? map.cells.filter((cell) => cell[3] > 0).length / Math.max(map.cells.length, 1) : 0;
   canvas.setAttribute("aria-label", `Map of the answers over turn and shift: wrong on ${per100(wrong, 0)} of it`);
 }
@@ -470,9 +484,9 @@ function drawTally() {
 
 function drawLesson() {
   const lesson = LESSONS[state.question];
-  $("lesson").innerHTML = `<h2>${state.question + 1}. ${lesson.title}</h2><p class="look">${lesson.look}</p>
-    <div class="steps">${lesson.steps.map(([name], n) => `<button data-step="${n}">${name}</button>`).join("")}</div>
-    <details><summary>What it shows</summary><p>${lesson.shows}</p><p>${lesson.claim} <a target="_top" href="${BOOK}${lesson.chapter[1]}">${lesson.chapter[0]}</a></p></details>`;
+  $("lesson").innerHTML = `<div class="lesson"><div><h2>${state.question + 1}. ${lesson.title}</h2><p class="look">${lesson.look}</p>
+    <div class="steps">${lesson.steps.map(([name], n) => `<button data-step="${n}">${name}</button>`).join("")}</div></div>
+    <details><summary>What it shows</summary><p>${lesson.shows}</p><p>${lesson.claim} <a target="_top" href="${BOOK}${lesson.chapter[1]}">${lesson.chapter[0]}</a></p></details></div>`;
 }
 
 let speaking = 0;
@@ -521,7 +535,7 @@ function listen() {
   $("link").addEventListener("click", (event) => {
     event.preventDefault();
     const address = embedded || location.href.split("#")[0];
-    navigator.clipboard?.writeText(address + written(state)).then(() => { $("link").textContent = "Copied"; setTimeout(() => { $("link").textContent = "Link to this view"; }, 1500); }, () => {});
+    navigator.clipboard?.writeText(address + written(state)).then(() => { $("link").textContent = "Copied"; setTimeout(() => { $("link").textContent = "Link to this view"; }, 1500); }, () => { $("link").textContent = "It stands in the address bar"; });
   });
 
   $("phantoms").innerHTML = EXPLORER.phantoms.labels.map((_, n) => `<button value="${n}"><canvas width="${EXPLORER.size}" height="${EXPLORER.size}" aria-hidden="true"></canvas><i aria-hidden="true"></i></button>`).join("");
@@ -583,7 +597,7 @@ if (parent !== window) {
 
 for (const link of document.querySelectorAll("[data-book]")) { link.href = `${BOOK}book/${link.dataset.book}`; link.target = "_top"; }
 const { standard, hybrid } = EXPLORER.networks;
-$("about").textContent = `Both networks are the book’s SimpleCNN with batch norm, trained on phantoms of ${EXPLORER.size} × ${EXPLORER.size} pixels by the library: standard on clean images (right on ${per100(standard.accuracy)} of ${standard.tested} clean test phantoms), hybrid by Algorithm 1 on clean and perturbed ones (${per100(hybrid.accuracy)}). The 24 phantoms are the first twelve of each class on the test side. Attacks, warp and searches are the library’s, number by number; random numbers are this page’s own. A gradient costs as much as three queries.`;
+$("about").textContent = `Both networks are the book’s SimpleCNN with batch norm, trained on phantoms of ${EXPLORER.size} × ${EXPLORER.size} pixels by the library: standard on clean images (right on ${per100(standard.accuracy)} of ${standard.tested} clean test phantoms), hybrid by Algorithm 1 on clean and perturbed ones (${per100(hybrid.accuracy)}). The 24 phantoms are the first twelve of each class on the test side. Attacks, warp and searches are the library’s, number by number; random numbers are this page’s own. A gradient costs as much as three queries. Pictures are shown 1.6 times as bright as they are.`;
 listen();
 drawLesson();
 update({ fresh: true });
