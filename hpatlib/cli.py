@@ -403,17 +403,33 @@ def _attended(command: list[str], root: Path, environment: dict[str, str], lock:
 
     Each of its processes is interrupted once, as by Ctrl-C in a terminal, and ends in its own way while we wait.
     """
-    with subprocess.Popen(command, cwd=root, env=environment, pass_fds=[lock], process_group=0) as workflow:
-        os.ftruncate(lock, 0)
-        os.write(lock, f"kill -INT -- -{workflow.pid} stops it".encode())
-        every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        stops = [stop for stop in every if signal.getsignal(stop) != signal.SIG_IGN]  # as nohup wants it
-        before = [signal.signal(stop, lambda *_: os.killpg(workflow.pid, signal.SIGINT)) for stop in stops]
-        code = workflow.wait()
-        with suppress(ProcessLookupError):  # chapters that a killed Snakemake has left running
-            os.killpg(workflow.pid, signal.SIGTERM)
-        for stop, handler in zip(stops, before, strict=True):
-            signal.signal(stop, handler)
+    asked: list[int] = []
+    group: list[int] = []
+
+    def stop(signal_number: int, _: object) -> None:
+        asked.append(signal_number)
+        for leader in group:
+            os.killpg(leader, signal.SIGINT)
+
+    every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {each: signal.getsignal(each) for each in every}
+    for each in every:
+        if before[each] != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(each, stop)
+    try:
+        with subprocess.Popen(command, cwd=root, env=environment, pass_fds=[lock], process_group=0) as workflow:
+            group.append(workflow.pid)
+            os.ftruncate(lock, 0)
+            os.write(lock, f"kill -INT -- -{workflow.pid} stops it".encode())
+            if asked:  # before it had a group
+                stop(asked[0], None)
+            code = workflow.wait()
+            group.clear()
+            with suppress(ProcessLookupError):  # chapters that a killed Snakemake has left running
+                os.killpg(workflow.pid, signal.SIGTERM)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
     return code if code >= 0 else 128 - code
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import types
+import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -779,7 +780,10 @@ def test_natural_images(tmp_path):
 
 
 def test_natural_images_that_cannot_be_used(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"^Real ImageNet sample images are missing: .*\. Set HPAT_DATA to"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"^Real ImageNet sample images are missing: .*\. Run `hpat data fetch natural`, or set HPAT_DATA to",
+    ):
         natural(tmp_path)
     wrong = {**NATURAL, "n01_tench.JPEG": "perhaps"}
     del wrong["n04_bus.JPEG"]
@@ -821,6 +825,26 @@ def test_fetch(tmp_path, monkeypatch, links):
     assert len(load(tmp_path / "data")) == 6
     kagglehub(monkeypatch, lambda handle: pytest.fail("fetched again"))
     assert data.fetch("cnmc", tmp_path / "data") == target
+
+
+def test_fetch_makes_the_photographs_of_an_archive(tmp_path, monkeypatch):
+    wnids = [f"n{1_400_000 + 1_700 * n:08}" for n in range(1000)]  # as many before the abacus as there are animals
+
+    def archive(url, path, *, checksum):
+        assert url.startswith("https://codeload.github.com/") and not checksum
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w") as packed:
+            for wnid in wnids:
+                packed.writestr(f"imagenet-sample-images-x/{wnid}_it's.JPEG", b"x")
+            packed.writestr("imagenet-sample-images-x/README.md", b"x")
+        return path
+
+    monkeypatch.setattr(data, "download", archive)
+    items = data.SOURCES["natural"].parts["all"](data.fetch("natural", tmp_path))
+    assert [item.label for item in items] == [int(wnid < "n02666196") for wnid in wnids]
+    assert {path.name for path in (tmp_path / "natural").iterdir()} == {"classes.csv", "imagenet-sample-images"}
+    monkeypatch.setattr(data, "download", lambda *_, **__: pytest.fail("fetched again"))
+    data.fetch("natural", tmp_path)
 
 
 def test_fetch_replaces_a_link_to_nothing(tmp_path, monkeypatch):

@@ -11,11 +11,10 @@ Expected under `<root>/cnmc/`, at the top or a few folders down, such as in `C-N
 subjects have two or more names: they share cells, see `ONE_SUBJECT`.
 """
 
-import csv
 import re
 from pathlib import Path
 
-from hpatlib.data.images import Item, Source, entries, is_image, listing
+from hpatlib.data.images import Item, Source, entries, is_image, listing, table
 from hpatlib.data.phantoms import cells
 
 CLASSES = ("hem", "all")
@@ -76,15 +75,11 @@ def preliminary_test(folder: Path) -> list[Item]:
     if len(folders) > 1:
         found = ", ".join(map(str, folders))
         raise ValueError(f"C-NMC's preliminary test set stands more than once ({found}): keep one copy.")
-    top, table = folders[0], f"{PRELIMINARY}_labels.csv"
-    tables = [path for path in (top / table, top.parent / table) if path.is_file()]
+    top, name = folders[0], f"{PRELIMINARY}_labels.csv"
+    tables = [path for path in (top / name, top.parent / name) if path.is_file()]
     if not tables:
-        raise ValueError(f"{top} has images but no labels: put {table} into it or beside it.")
-    with open(tables[0], newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := set(COLUMNS) - set(reader.fieldnames or ()):
-            raise ValueError(f"{tables[0]} lacks {sorted(missing)}: found the columns {reader.fieldnames}.")
-        rows = list(reader)
+        raise ValueError(f"{top} has images but no labels: put {name} into it or beside it.")
+    rows = table(tables[0], COLUMNS)
     # By stem: a copy that was converted to .png keeps the table that says .bmp.
     images = list(filter(is_image, entries(top)))
     paths = {path.stem: path for path in images}

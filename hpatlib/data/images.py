@@ -5,6 +5,7 @@ A data-set module finds its files and describes them in one `Source`; everything
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import re
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -288,6 +289,22 @@ def entries(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise ValueError(f"{folder} cannot be read ({error.strerror}): allow it, or take the folder away.") from error
+
+
+def table(path: Path, columns: Collection[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file, column → value ("" where a row is short).
+
+    Raises ValueError that names the file where it is no text, no table, or lacks one of these `columns`.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table ({error}): fetch it again.") from error
+    if missing := set(columns) - set(reader.fieldnames or ()):
+        raise ValueError(f"{path} lacks {sorted(missing)}: found the columns {reader.fieldnames}.")
+    return rows
 
 
 def _by_class(folder: Path, classes: Sequence[str] | None) -> tuple[list[Item], tuple[str, ...]]:

@@ -8,11 +8,10 @@ They are read in grey and stretched to a square, so that they can be compared wi
 ImageNet have most likely seen them: ask such a network how it looks at them, never how well it recognises them.
 """
 
-import csv
 from pathlib import Path
 
 from hpatlib._files import write
-from hpatlib.data.images import Item, Source, entries, is_image, listing
+from hpatlib.data.images import Item, Source, entries, is_image, listing, table
 
 CLASSES = ("thing", "animal")
 FOLDER, TABLE = "imagenet-sample-images", "classes.csv"
@@ -32,14 +31,9 @@ def photographs(folder: Path) -> list[Item]:
         return []
     if len({path.stem for path in paths}) < len(paths):
         raise ValueError(f"{folder / FOLDER} holds an image under two suffixes: keep one of them.")
-    table = folder / TABLE
-    if not table.is_file():
+    if not (folder / TABLE).is_file():
         raise ValueError(f"{folder / FOLDER} has images but no classes: put {TABLE} beside that folder.")
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := COLUMNS - set(reader.fieldnames or ()):
-            raise ValueError(f"{table} lacks {sorted(missing)}: found the columns {reader.fieldnames}.")
-        rows = list(reader)
+    rows = table(folder / TABLE, COLUMNS)
     animal: dict[str, str] = {}
     faults = []
     for row in rows:
