@@ -289,6 +289,19 @@ def test_the_page_on_benchmarks_shows_ratios_targets_and_what_was_not_measured(w
     assert all(f'id="fig-{name}"' in files[f"{name}.txt"].decode() for name in ("ratios", "growth"))
 
 
+def test_a_plan_is_shown_with_its_totals(workflow, tmp_path):
+    assert b"Not counted" in workflow["measured"].made(tmp_path)["book/made/plan.txt"]
+    row = {"chapter": "made/fig1", "trainings": 9, "new": 5, "training": 7200, "measuring": 3600, "timed": False}
+    told = {"unit": "GPU", "chapters": [row], "trainings": 5, "waiting": 2, "training": 7200, "measuring": 3600}
+    told |= {"longest": 3600, "speed": 2e12, "speed from": "assumed", "wall": {"1": 864_000, "8": 9000}}
+    (tmp_path / "plan.json").write_text(json.dumps(told | {"assumed": {"cnmc": 1234}}))
+    text = made(workflow, tmp_path)["plan.txt"].decode()
+    assert "| {doc}`../notebooks/made/fig1` | 9 | 5 | 2.0 | 1.0 set aside |" in text and "2 of the trainings" in text
+    assert (
+        "10.0 days on 1 GPU, 2.5 hours on 8 GPUs. The longest" in text and "(assumed); images: 1,234 of cnmc." in text
+    )
+
+
 def made(workflow, folder: Path) -> dict[str, bytes]:
     return {name.removeprefix("book/made/"): text for name, text in workflow["measured"].made(folder).items()}
 

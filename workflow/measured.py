@@ -88,14 +88,15 @@ def plan(told: dict[str, Any]) -> str:
         lines.append(line(f"{{doc}}`../notebooks/{row['chapter']}`", *trainings, measuring))
     training, measuring = cost(told["training"]), cost(told["measuring"])
     lines.append(line("**together**", "", f"**{told['trainings']}**", f"**{training}**", f"**{measuring}**"))
-    days = [f"{seconds / 86400:.1f} days on {count}" for count, seconds in told["wall"].items()]
-    assumed = [f"{count:,} images of {name}" for name, count in sorted(told["assumed"].items())]
-    about = f"With nothing trained yet, the book takes {', '.join(days)} {unit}s. "
+    times = {n: f"{s / 86400:.1f} days" if s >= 2 * 86400 else f"{cost(s)} hours" for n, s in told["wall"].items()}
+    assumed = [f"{count:,} of {name}" for name, count in sorted(told["assumed"].items())]
+    about = "With nothing trained yet, the book takes "
+    about += ", ".join(f"{time} on {count} {unit}{'' if count == '1' else 's'}" for count, time in times.items()) + ". "
     about += f"The longest training takes {cost(told['longest'])} hours. "
     if told["waiting"]:
         about += f"{told['waiting']} of the trainings are decided by the results of others, and come after them. "
-    about += f"Counted with {told['speed']:.2g} operations a second ({told['speed from']})"
-    return "\n".join(lines) + f"\n\n{about}{', and ' if assumed else ''}{', '.join(assumed)}.\n"
+    about += f"Counted with {told['speed'] / 1e12:.2g} · 10¹² operations a second ({told['speed from']})"
+    return "\n".join(lines) + f"\n\n{about}{'; images: ' if assumed else ''}{', '.join(assumed)}.\n"
 
 
 def ratios_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
