@@ -45,7 +45,7 @@ STANDARD = Run("cnmc", False, SIZE, 768, "patient", 1 / 3, "simple_cnn_bn", "scr
 
 
 def hybrid_run() -> Run:
-    """Algorithm 1 as the chapter on figure 4 has it: PGD at 6/255, then STBO within ±180° and ±12 px of 300."""
+    """Algorithm 1 as figure 4's chapter has it at smoke: PGD at 6/255, then 4 queries within ±180°, ±12 px of 300."""
     worst = environment(6, size=SIZE)
     adversary = Adversary(
         eps=worst.eps,
@@ -197,31 +197,39 @@ def rounded(model: nn.Module, images: ImageSet) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def layers(network: nn.Module) -> Iterator[dict[str, Any]]:
-    """The layers of ``network``, a ``Normalized`` sequence, in order.
+def layers(network: nn.Module, size: int = SIZE) -> Iterator[dict[str, Any]]:
+    """The layers of ``network``, a ``Normalized`` sequence for images of side ``size``, in order.
 
     ``kind`` is ``"scale"`` (pixels become (x - ``mean``) / ``std``, one value for all channels), ``"conv"`` (3 × 3,
     padded by one; ``weight`` [O, I, 3, 3] and ``bias`` [O] as float16), ``"relu"``, ``"pool"`` (largest of 2 × 2) or
     ``"linear"`` (``weight`` [O, I]). Raises ``ValueError`` for anything else.
     """
-    if not isinstance(network, Normalized) or len(set(network.mean.flatten().tolist())) > 1:
+    if not isinstance(network, Normalized) or any(len(v.unique()) > 1 for v in (network.mean, network.std)):
         raise ValueError(
-            f"expected a Normalized network with one mean for all channels, found {type(network).__name__}"
+            f"expected a Normalized network with one mean and std for all channels, found {type(network).__name__}"
         )
     yield {"kind": "scale", "mean": network.mean.flatten()[0].item(), "std": network.std.flatten()[0].item()}
     for layer in network.backbone.modules():
-        if isinstance(layer, nn.Sequential | nn.Flatten | nn.Identity):  # neither computes anything
+        if isinstance(layer, nn.Sequential | nn.Flatten | nn.Identity):  # none computes anything
             continue
+        plain = isinstance(layer, nn.Conv2d) and (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
         if isinstance(layer, nn.ReLU):
             yield {"kind": "relu"}
         elif isinstance(layer, nn.MaxPool2d) and layer.kernel_size == layer.stride == 2:
+            size //= 2
             yield {"kind": "pool"}
-        elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.padding == (1, 1):
+        elif isinstance(layer, nn.Conv2d) and plain and layer.kernel_size == (3, 3) and layer.padding == (1, 1):
             yield _weights("conv", layer.weight, layer.bias)
-        elif isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding == (0, 0)):
+        elif isinstance(layer, nn.Conv2d) and plain and layer.kernel_size == (size, size) and layer.padding == (0, 0):
+            size = 1
             yield _weights("linear", layer.weight.flatten(1), layer.bias)
+        elif isinstance(layer, nn.Linear):
+            yield _weights("linear", layer.weight, layer.bias)
         else:
-            raise ValueError(f"the explorer knows convolution, ReLU, pooling and linear layers, found {layer}")
+            raise ValueError(
+                "the explorer knows ReLU, pooling of 2 × 2, linear layers and convolutions, 3 × 3 padded by one or "
+                f"over all of a map, found {layer}"
+            )
 
 
 def _weights(kind: str, weight: Tensor, bias: Tensor | None) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def test_a_rounded_network_answers_as_the_trained_one():
     [
         (nn.Linear(3, 2), "Linear"),
         (models.Normalized(nn.Sequential(nn.Conv2d(3, 4, 5, padding=2)), (0.5,) * 3, (0.5,) * 3), "Conv2d"),
+        (models.Normalized(nn.Sequential(nn.Conv2d(3, 4, 3)), (0.5,) * 3, (0.5,) * 3), "Conv2d"),
+        (models.Normalized(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, stride=2)), (0.5,) * 3, (0.5,) * 3), "Conv2d"),
         (models.Normalized(nn.Sequential(nn.Tanh()), (0.5,) * 3, (0.5,) * 3), "Tanh"),
         (models.Normalized(nn.Sequential(nn.ReLU()), (0.4, 0.5, 0.6), (0.5,) * 3), "Normalized"),
     ],
