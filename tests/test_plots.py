@@ -246,7 +246,7 @@ def test_drawings_are_well_formed_and_share_no_id():
         for drawing in (figure.wide, figure.narrow):
             root = ElementTree.fromstring(drawing)
             assert root.tag == "svg" and not root.findall(".//style") and "font-family" not in drawing
-            assert "font-size: ;" not in drawing and ("font-weight: bold" in drawing) == (figure.name == "made-up")
+            assert "font-size: ;" not in drawing and ("font-weight: 700" in drawing) == (figure.name == "made-up")
             assert "clip-path" in drawing and base.INK not in drawing and "currentColor" in drawing
             assert "\n" not in drawing
 
@@ -357,9 +357,9 @@ def test_tables_leave_out_what_is_empty_and_keep_numbers_whole():
 
 
 def test_fonts_are_named_by_size_and_weight_alone():
-    for style in ("font: bold 9px 'DejaVu Sans', sans-serif; fill: red", "font: 8px 'DejaVu Sans'", "fill: red"):
+    for style in ("font: 700 9px 'DejaVu Sans', sans-serif; fill: red", "font: 8px 'DejaVu Sans'", "fill: red"):
         found = base.FONT.sub(base._sized, style)
-        assert "DejaVu" not in found and ("bold" in style) == ("font-weight: bold" in found)
+        assert "DejaVu" not in found and ("700" in style) == ("font-weight: 700" in found)
     assert base.FONT.sub(base._sized, "font-size: 8px; font-family: 'A'; fill: red") == "font-size: 8px; fill: red"
 
 
