@@ -191,6 +191,17 @@ def test_labels_at_the_ends_of_lines_do_not_overlap(narrow):
         )
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_names_of_rows_do_not_overlap(narrow):
+    names = ["a row whose name is much longer than one line of it", "another such row of some words", "short"]
+    table = pd.DataFrame({"row": names, "value": [0.1, 0.2, 0.3]}).assign(low=0.0, high=0.5)
+    canvas = made(charts.dots(table, "row", charts.styles(names))).draw(narrow)
+    canvas.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in canvas.axes[0].get_yticklabels()]
+    plt.close(canvas)
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes)) and min(b.x0 for b in boxes) >= 0
+
+
 def test_ticks_are_written_as_people_write_them():
     assert [charts._short(x) for x in (0, 0.03125, 0.25, 0.5, 1, 16, 0.2)] == [
         "0",
