@@ -602,6 +602,7 @@ def test_every_figure_is_a_picture_with_words(made, chosen):
         figures.searches(six),
         figures.paired_searches(six),
         figures.mixbn(two),
+        figures.benchmarks(made["hpat/table1_benchmarks"]),
     ]
     for figure in shown:
         assert isinstance(figure, Figure) and "Smoke profile, phantom" in figure.caption

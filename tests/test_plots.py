@@ -191,6 +191,17 @@ def test_labels_at_the_ends_of_lines_do_not_overlap(narrow):
         )
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_names_of_rows_do_not_overlap(narrow):
+    names = ["a row whose name is much longer than one line of it", "another such row of some words", "short"]
+    table = pd.DataFrame({"row": names, "value": [0.1, 0.2, 0.3]}).assign(low=0.0, high=0.5)
+    canvas = made(charts.dots(table, "row", charts.styles(names))).draw(narrow)
+    canvas.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in canvas.axes[0].get_yticklabels()]
+    plt.close(canvas)
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes)) and min(b.x0 for b in boxes) >= 0
+
+
 def test_ticks_are_written_as_people_write_them():
     assert [charts._short(x) for x in (0, 0.03125, 0.25, 0.5, 1, 16, 0.2)] == [
         "0",
@@ -246,7 +257,7 @@ def test_drawings_are_well_formed_and_share_no_id():
         for drawing in (figure.wide, figure.narrow):
             root = ElementTree.fromstring(drawing)
             assert root.tag == "svg" and not root.findall(".//style") and "font-family" not in drawing
-            assert "font-size: ;" not in drawing and ("font-weight: bold" in drawing) == (figure.name == "made-up")
+            assert "font-size: ;" not in drawing and ("font-weight: 700" in drawing) == (figure.name == "made-up")
             assert "clip-path" in drawing and base.INK not in drawing and "currentColor" in drawing
             assert "\n" not in drawing
 
@@ -357,9 +368,9 @@ def test_tables_leave_out_what_is_empty_and_keep_numbers_whole():
 
 
 def test_fonts_are_named_by_size_and_weight_alone():
-    for style in ("font: bold 9px 'DejaVu Sans', sans-serif; fill: red", "font: 8px 'DejaVu Sans'", "fill: red"):
+    for style in ("font: 700 9px 'DejaVu Sans', sans-serif; fill: red", "font: 8px 'DejaVu Sans'", "fill: red"):
         found = base.FONT.sub(base._sized, style)
-        assert "DejaVu" not in found and ("bold" in style) == ("font-weight: bold" in found)
+        assert "DejaVu" not in found and ("700" in style) == ("font-weight: 700" in found)
     assert base.FONT.sub(base._sized, "font-size: 8px; font-family: 'A'; fill: red") == "font-size: 8px; fill: red"
 
 

@@ -129,7 +129,6 @@ def growth_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
     return charts.figure(
         shown,
         name="growth",
-        columns=3,
         caption="Measured (points) and predicted (lines).",
         alt=f"Charts of measured seconds beside the predicted lines, at most {off:.1f} times off.",
     )

@@ -43,7 +43,7 @@ FEATURES = {
     "dissimilarity": "dissimilarity",
 }
 PNG = "data:image/png;base64,"
-FONT = re.compile(r"font: (bold )?([\d.]+px) [^;]*(?:; |$)|font-family: [^;]*(?:; |$)")
+FONT = re.compile(r"font: (?:(\w+) )?([\d.]+px) [^;]*(?:; |$)|font-family: [^;]*(?:; |$)")
 UPRIGHT = re.compile(r"rotate\(-?0 [^)]*\)")
 LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 # The end of a number and what belongs to it: "0.9 [0.8, 1.0]", "0.9 ± 0.1" and "84.5 %" stay on one line.
@@ -208,8 +208,8 @@ def _slim(node: ElementTree.Element, used: set[str], mark: str) -> None:
 
 def _sized(font: re.Match[str]) -> str:
     """Size and weight of a font without its family, whichever way Matplotlib writes it."""
-    bold, size = font.groups()
-    return (f"font-size: {size}; " if size else "") + ("font-weight: bold; " if bold else "")
+    weight, size = font.groups()
+    return (f"font-size: {size}; " if size else "") + (f"font-weight: {weight}; " if weight else "")
 
 
 def _smaller(picture: str) -> str:

@@ -26,6 +26,7 @@ from hpatlib.statistics import Estimate
 
 WIDE, NARROW = 7.2, 3.6  # inches of the two drawings
 LINE = 1.25  # of the text's size, from one line of text to the next
+SLIM, BROAD = 16, 26  # characters in a line of a row's name, in a narrow and in a wide drawing
 CHARACTER = 0.075  # inches a character takes at most, on average, at 8 points
 # After Okabe and Ito; darker or paler than theirs where one of them would be too near to white or to a dark page.
 PAINT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A67C00", "#3D9BD9", "#777777", "#A0428C")
@@ -215,7 +216,7 @@ def dots(
             if each is not None and len(small := each[each[column] == name]):
                 above = place(small, name) - (0.3 * step if by else 0.26)
                 axis.plot(small["value"], above, "o", color=look.colour, ms=2.2, mew=0, alpha=0.7, zorder=2)
-        wrapped = [_wrap(name, 16 if narrow else 26) for name in called]
+        wrapped = [_wrap(name, SLIM if narrow else BROAD) for name in called]
         axis.set_yticks(range(len(order)), wrapped)
         axis.set_ylim(len(order) - 0.45, -0.55)
         axis.grid(axis="y", visible=False)
@@ -223,14 +224,17 @@ def dots(
         axis.grid(axis="y", which="minor")
         return []
 
-    lines = len(order) * max(0.27, 0.17 * len(present) + 0.08 if by else 0)
+    def tall(width: int) -> float:
+        deep = max(_wrap(name, width).count("\n") + 1 for name in called)
+        return len(order) * max(0.27, 0.15 * deep + 0.05, 0.17 * len(present) + 0.08 if by else 0) + 0.75
+
     data = _drawn(table, keyed, column if by else None, looks, each)
     data[rows] = [called[order.index(row)].replace("\n", " ") for row in table[rows]]
     keys = tuple(looks[name]._replace(line="none") for name in present) if by else ()
     if published is not None:
         data = data.assign(published=table[keyed].merge(published, "left", keyed)["value"])
         keys += (Style("published", GREY, "o", "none", hollow=True),)
-    return Panel(draw, data, (lines + 0.75, lines + 0.75), keys, **words)
+    return Panel(draw, data, (tall(BROAD), tall(SLIM)), keys, **words)
 
 
 def forest(table: pd.DataFrame, looks: Mapping[str, Style], **words: Any) -> Panel:
@@ -277,7 +281,7 @@ def matrix(table: pd.DataFrame, rows: str, columns: str, by: str, looks: Mapping
             at = [across.index(value) for value in shown[columns]], [down.index(value) for value in shown[rows]]
             axis.plot(*at, look.marker, color=look.colour, mfc="none" if look.hollow else look.colour, ms=8)
         axis.set_xticks(range(len(across)), list(map(str, across)))
-        axis.set_yticks(range(len(down)), [_wrap(str(name), 16 if narrow else 26) for name in down])
+        axis.set_yticks(range(len(down)), [_wrap(str(name), SLIM if narrow else BROAD) for name in down])
         axis.set(xlim=(-0.5, max(len(across), 2 if narrow else 4) - 0.5), ylim=(len(down) - 0.5, -0.5))
         axis.tick_params(axis="x", size=0)
         axis.spines[:].set_visible(False)

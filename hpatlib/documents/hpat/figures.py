@@ -12,7 +12,7 @@ import pandas as pd
 from hpatlib import documents
 from hpatlib.documents.hpat import quantities
 from hpatlib.documents.hpat.quantities import CLEAN, LEAST, PEERS, PIXEL, SPATIAL, STBO
-from hpatlib.outcomes import Cells, Outcomes
+from hpatlib.outcomes import Cells, Outcomes, Unmeasured
 from hpatlib.plots import base, charts
 from hpatlib.plots.base import Figure, Table
 from hpatlib.plots.charts import Style
@@ -261,7 +261,7 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
     o = record.outcomes if split is None else record.outcomes.where(split=split)
     by = o.conditions[0]  # "network" or "training"
     if by == "network":
-        able = quantities.competent(o)
+        able = _competent(o)
         looks = _networks(o, able)
     else:
         able, looks = [], charts.styles(o.values(by))
@@ -271,14 +271,14 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
         for reading, title in READINGS.items():
             table = cells.table()
             table = table[table["reading"].isin(("clean", reading))]
-            if by == "network":
+            if able:
                 table = pd.concat([table, _mean(cells, table, able)])
             if measure == "accuracy":
                 table = pd.concat([table, _printed(by)])
             table = table.sort_values("environment", kind="stable")
             words = SHARE | {"title": title, "xlabel": "environment", "ylabel": f"{measure}, %"}
             shown.append(charts.curves(table, "environment", by, looks, **words))
-    who = "mean" if by == "network" else "Standard"
+    who = "mean" if able else o.values(by)[0]
     fall = shown[0].data[shown[0].data[by] == looks[who].label]["value"]
     held = "" if split is None else f", split by {split}"
     marked = " Bold: mean over networks that beat answering the largest class; dotted: those that do not."
@@ -290,9 +290,17 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
         caption=f"Accuracy and ROI over the environments{held}. Points: mean over trainings; {INTERVALS}; hollow: "
         f"published.{marked if by == 'network' else ''}",
         alt=f"Line charts of accuracy and ROI from H0 to H6, a panel a reading, a line a {by}. With one fixed "
-        f"transform {'the mean' if by == 'network' else 'standard training'} goes from {100 * fall.iloc[0]:.1f} to "
+        f"transform {'the mean' if able else looks[who].label} goes from {100 * fall.iloc[0]:.1f} to "
         f"{100 * fall.iloc[-1]:.1f} % accuracy.",
     )
+
+
+def _competent(o: Outcomes) -> list[str]:
+    """The networks that have something to lose; phantoms of a small run may have taught none of them."""
+    try:
+        return quantities.competent(o)
+    except Unmeasured:
+        return []
 
 
 def _networks(o: Outcomes, able: list[str]) -> dict[str, Style]:
