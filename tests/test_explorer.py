@@ -484,7 +484,7 @@ def test_it_explains_itself_without_javascript(browser):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(PAGE.as_uri())
-    assert "needs JavaScript" in page.locator("noscript").inner_text()
+    assert "needs JavaScript" in page.locator("main noscript").inner_text()
     context.close()
 
 
