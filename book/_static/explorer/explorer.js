@@ -59,7 +59,7 @@ const LESSONS = [
     set: { network: "constant", noise: "pgd", eps: 8, steps: 8 },
     shows: "The rate of invariance (ROI, equation 15) of the network that calls every cell malignant is 100 %: an answer that never changes is never changed. Its accuracy is that of a coin. So ROI means something only beside accuracy.",
     claim: "Figure 5 shows the ROI alone. In this book it never stands without the accuracy.",
-    chapter: ["How we read ROI", "book/interpretations.html#h27"],
+    chapter: ["How we read ROI", "book/interpretations.html#l27"],
   },
   {
     title: "Whose label makes the noise?",
@@ -68,7 +68,7 @@ const LESSONS = [
     set: { noise: "fgsm", eps: 2 },
     shows: "With two classes, the noise for one label is the negative of the noise for the other. So noise carries the label: made with the wrong one it helps the network, and whoever trains on noise made with the right one may teach a network to read the noise.",
     claim: "Figure 1 does not say for which label its noise was made. Equations 2 and 3 take the true one; so does this book, and a test set has no other use for it.",
-    chapter: ["Equations 2 and 3", "book/interpretations.html#h13"],
+    chapter: ["Equations 2 and 3", "book/interpretations.html#l13"],
   },
 ];
 
