@@ -185,21 +185,23 @@ def test_content_is_near_for_the_keyboard(browser, address):
 
 
 WEIGHT = 1_500_000  # bytes that a page needs, without its pictures and uncompressed
+MATHJAX = 1_200_000  # more, on pages with mathematics alone
+REFERENCE = {"book/api": 1_000_000}  # more, for one page that documents every function
 PICTURES = re.compile(r"<svg\b.*?</svg>|data:[a-z]+/[\w+.-]+[;,][^\"']*", re.S)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_light(page, html):
+def test_a_page_is_light_and_loads_mathjax_only_for_mathematics(page, html):
     path = html / f"{page}.html"
     text = path.read_text("utf-8")
     links = re.findall(r'<(?:script|link)[^>]*?(?:src|href)="([^"]+\.(?:js|css))[^"]*"', text)
     files = {(path.parent / link).resolve() for link in links if "://" not in link}
-    if any(file.name == "startup.js" for file in files):  # MathJax loads the rest itself
-        parts = ("core", "input/tex", "output/chtml", "output/chtml/fonts/tex", "a11y/assistive-mml")
-        files |= {html / "_static/mathjax" / f"{part}.js" for part in parts}
-    files -= {html / "searchindex.js"}  # asked for by the search page alone
+    files -= {(html / "searchindex.js").resolve()}  # asked for by the search page alone
+    mathjax = {file for file in files if file.parent.name == "mathjax"}
+    assert bool(mathjax) == ('class="math' in text)
     weight = len(PICTURES.sub("", text).encode()) + sum(file.stat().st_size for file in files)
-    assert weight <= WEIGHT, sorted((file.stat().st_size, file.name) for file in files)[-6:]
+    most = WEIGHT + (MATHJAX if mathjax else 0) + REFERENCE.get(page, 0)
+    assert weight <= most, sorted((file.stat().st_size, file.name) for file in files)[-6:]
 
 
 @pytest.mark.parametrize("word", ["MixBN", "STBO", "label leaking", "co-occurrence"])
