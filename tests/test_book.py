@@ -208,9 +208,10 @@ def test_a_page_is_light_and_loads_mathjax_only_for_mathematics(page, html):
 def test_search_finds_a_chapter_before_the_reference(word, browser, address):
     tab = opened(browser, f"{address}/search.html?q={word}", 1400, "light")
     tab.wait_for_selector("ul.search li a")
-    first = tab.locator("ul.search li a").first.get_attribute("href")
+    found = [link.get_attribute("href") or "" for link in tab.locator("ul.search li a").all()]
     tab.context.close()
-    assert "notebooks/" in first
+    pages = [link for link in found if "book/notation" not in link]  # what a word means may come before all
+    assert "notebooks/" in pages[0]
 
 
 def test_every_page_was_written(html):

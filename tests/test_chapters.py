@@ -208,7 +208,7 @@ def test_run_plain_runs_the_text_and_says_where_its_notebook_has_drifted(checkou
     assert "fig1 failed in code cell 2: AssertionError: no such seed" in done.output
     source.with_suffix(".ipynb").unlink()
     assert cli.drifted(source)
-    assert not list(checkout.rglob("*.failed.ipynb")) and not (checkout / "home").exists()
+    assert not list(checkout.rglob("*.ipynb")) and not list((checkout / "home").rglob("*.json"))
 
 
 def test_a_run_is_compared_with_the_committed_record_of_the_same_run(checkout):

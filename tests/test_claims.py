@@ -406,7 +406,7 @@ def test_adversarial_trainings_are_as_competent_as_their_networks_clean_training
     right = {("Standard", "after"): 0.9, ("Adv_h", "after"): 0.9, ("Adv_h", "before"): 0.5}
 
     def models(network: str, clean: float) -> list:
-        run = {"model": network, "weights": "imagenet", "dataset": "cnmc"}
+        run = {"model": network, "weights": "imagenet", "dataset": "cnmc", "real": True}
         made = [model(k, key=f"s{k}", baseline=True, accuracy=clean) for k in range(6)]
         return made + [model(k, key=f"h{k}", accuracy=0.1, run=run) for k in range(6)]
 

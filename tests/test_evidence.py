@@ -45,7 +45,7 @@ def plan(world) -> list[Job]:
 
 
 def measured(world, chapter="made/fig1", **changed):
-    models = [model(seed, key=f"network-{seed}", run=RUN) for seed in range(6)]
+    models = [model(seed, key=f"network-{seed}", run=RUN | {"seed": seed}) for seed in range(6)]
     given = {"claims": claims.check(chapter), "models": models} | changed
     return record(world.evidence, chapter, CONDITIONS, RIGHT, **given)
 

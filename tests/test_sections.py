@@ -182,9 +182,9 @@ def test_wrong_names_are_reported(tmp_path, key, wrong, expected):
 @pytest.mark.parametrize(
     ("key", "missing", "text"),
     [
-        ("brain_mri", "*/meningioma", "no images of meningioma"),
-        ("chest_xray", "*/PNEUMONIA", "no images of PNEUMONIA"),
-        ("chest_ct", "Normal cases", "no images of Normal cases"),
+        ("brain_mri", "*/meningioma", "no images in .*meningioma"),
+        ("chest_xray", "*/PNEUMONIA", "no images in .*PNEUMONIA"),
+        ("chest_ct", "Normal cases", "no images in .*Normal cases"),
     ],
 )
 def test_incomplete_double_and_missing_sets_are_refused(tmp_path, key, missing, text):
@@ -323,7 +323,7 @@ def test_what_is_new_decides_the_cache_entry_and_nothing_else_does(tmp_path):
     new = [{"pad": True}, {"follow": 80}, {"mirror": 20}]
     for source in (plain, *(replace(plain, **fields) for fields in new), chest_ct.SOURCE, replace(plain, each=7)):
         images.cached(source, "all", folder, items, size=8, cache=cache)
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == 5
+    assert len([path for path in cache.iterdir() if path.is_dir() and path.name != "locks"]) == 5
 
 
 # PneumoniaMNIST

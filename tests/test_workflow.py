@@ -285,7 +285,7 @@ def test_the_page_on_benchmarks_shows_ratios_targets_and_what_was_not_measured(w
     )
     text = files["growth.txt"].decode()
     assert "| STBO | 10 queries | 2 | 1 |" in text and "| STBO | 100 queries | *not measured* | 1 |" in text
-    assert "2.0 times off" in text and set(files) == {"ratios.txt", "growth.txt"}
+    assert "2.0 times off" in text and set(files) == {"ratios.txt", "growth.txt", "plan.txt"}
     assert all(f'id="fig-{name}"' in files[f"{name}.txt"].decode() for name in ("ratios", "growth"))
 
 

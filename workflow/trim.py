@@ -9,7 +9,7 @@ from pathlib import Path
 
 ICON = re.compile(
     r'(?:"(?P<quoted>[\w-]+)"|(?P<plain>[A-Za-z_]\w*)):'
-    r'\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\](?P<comma>,?)'
+    r'\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?'
 )
 USED = re.compile(r"\bfa-([a-z0-9-]+)")
 
@@ -26,14 +26,12 @@ def trimmed(script: str, used: set[str]) -> str:
     found = list(ICON.finditer(script))
     if len(found) < 500:
         return script  # trimmed before
-    gone = [m for m in found if (m["quoted"] or m["plain"]) not in used]
     parts, place = [], 0
-    for m in gone:
-        parts.append(script[place : m.start()])
-        place = m.end()
-        if not m["comma"]:  # the last of its list leaves no comma behind
-            parts[-1] = parts[-1].rstrip(",")
-    kept = "".join([*parts, script[place:]])
+    for icon in found:
+        if (icon["quoted"] or icon["plain"]) not in used:
+            parts.append(script[place : icon.start()])
+            place = icon.end()
+    kept = re.sub(r"\],\}", "]}", "".join([*parts, script[place:]]))  # the last of a list has no comma behind it
     if not used & {m["quoted"] or m["plain"] for m in ICON.finditer(kept)}:
         raise ValueError("no icon that the book uses is in the theme's script: has its form changed?")
     return kept
