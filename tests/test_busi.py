@@ -123,7 +123,7 @@ def test_incomplete_double_and_missing_sets_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^Real BUSI images are missing: .*`hpat data fetch busi`"):
         load(tmp_path)
     draw(tmp_path / "busi/benign/benign (1).png", 0)
-    with pytest.raises(ValueError, match="no images in .*normal and .*malignant"):
+    with pytest.raises(ValueError, match=r"no images in .*normal and .*malignant"):
         load(tmp_path)
     tree(tmp_path)
     with pytest.raises(ValueError, match="more than once"):

@@ -114,7 +114,7 @@ def test_a_changed_profile_and_changed_behaviour_make_a_record_stale(world, comm
     )
     world.write("profiles", {"laptop": {"size": 64}, "study": {"size": 128}})
     assert [job.chapter for job in plan(world)] == stands
-    measured(world, models=[model(0, run={"model": "resnet50"})], trainings=1)
+    measured(world, models=[model(0, run={"model": "resnet50", "weights": "scratch", "real": True})], trainings=1)
     assert "its runs are none of this version" in next(job.why for job in plan(world) if job.chapter == "made/fig1")
 
 

@@ -182,9 +182,9 @@ def test_wrong_names_are_reported(tmp_path, key, wrong, expected):
 @pytest.mark.parametrize(
     ("key", "missing", "text"),
     [
-        ("brain_mri", "*/meningioma", "no images in .*meningioma"),
-        ("chest_xray", "*/PNEUMONIA", "no images in .*PNEUMONIA"),
-        ("chest_ct", "Normal cases", "no images in .*Normal cases"),
+        ("brain_mri", "*/meningioma", r"no images in .*meningioma"),
+        ("chest_xray", "*/PNEUMONIA", r"no images in .*PNEUMONIA"),
+        ("chest_ct", "Normal cases", r"no images in .*Normal cases"),
     ],
 )
 def test_incomplete_double_and_missing_sets_are_refused(tmp_path, key, missing, text):
