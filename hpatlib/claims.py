@@ -86,15 +86,21 @@ class Judgement:
     why: str
 
     @property
-    def effect(self) -> str:
-        """The effect with its interval, and what the claim needs."""
+    def number(self) -> str:
+        """The effect with its 95 % interval and its unit; an en dash where none was measured."""
         if self.quantity is None:
             return "–"
         low, high = self.quantity.interval()
         c, value = self.claim, self.claim.show(self.quantity.value, sign=True)
         around = f" [{c.show(low, sign=True)}, {c.show(high, sign=True)}]" if low != high else ""
-        unit = f" {c.unit}" if c.unit else ""
-        return f"{c.measure} {value}{around}{unit}; the claim needs {c.needs}"
+        return f"{value}{around} {c.unit}".strip()
+
+    @property
+    def effect(self) -> str:
+        """What was measured with its number, and what the claim needs."""
+        if self.quantity is None:
+            return "–"
+        return f"{self.claim.measure} {self.number}; the claim needs {self.claim.needs}"
 
     @property
     def late(self) -> bool:
@@ -353,6 +359,12 @@ def ledger(chapter: str | None = None) -> list[Judgement]:
     wanted = None if chapter is None else [chapter]
     found = [name for name in documents.names() if chapter is None or any(c.chapter == chapter for c in of(name))]
     return [judgement for name in found for judgement in judge(name, wanted)]
+
+
+def counted(judged: Iterable[Judgement]) -> dict[str, int]:
+    """How many claims have each verdict, in the order of ``VERDICTS``."""
+    given = [j.verdict for j in judged]
+    return {verdict: given.count(verdict) for verdict in VERDICTS}
 
 
 def table(judged: Iterable[Judgement]) -> pd.DataFrame:

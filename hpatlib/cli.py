@@ -515,7 +515,7 @@ def claims_(
         typer.echo(f"{j.claim.id:{width}}  {verdict}{': ' + j.why if j.why else ''}")
         if j.quantity is not None:
             typer.echo(f"{'':{width}}  {j.effect}; {j.measured_on}")
-    counts = [f"{n} {v}" for v in claims.VERDICTS if (n := sum(j.verdict == v for j in judged))]
+    counts = [f"{n} {verdict}" for verdict, n in claims.counted(judged).items() if n]
     typer.echo(f"{len(judged)} claims: {', '.join(counts)}")
 
 

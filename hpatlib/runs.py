@@ -351,10 +351,10 @@ def trained() -> dict[str, dict[str, Any]]:
     """
     found = {}
     for path in sorted((home() / "models").glob("*/run.json")):
-        provenance = json.loads(path.read_text("utf-8"))
         try:
+            provenance = unsealed(path)
             run = from_dict(provenance["run"])
-        except ValueError:  # of another version, or a network of somebody's own
+        except ValueError:  # damaged, of another version, or a network of somebody's own
             continue
         if provenance["behaviour"] == behaviour(run):
             found[recipe(run)] = provenance

@@ -29,7 +29,8 @@ the class. Where one cluster is more than half of a class in a test, as a single
 centred on its mean over all trainings, with the shares w_k of all their tests: such a cluster tells nothing by itself
 about others, but those of other trainings do.
 
-``benchmarks/intervals.py`` shows how often such an interval holds the truth. It is too narrow where it cannot know
+``benchmarks/intervals.py`` shows how often such an interval holds the truth where classes do not differ, and
+``tests/test_statistics.py`` where they do and few subjects decide. It is too narrow where it cannot know
 better: outcomes that are all alike have no variance, however few they are; a single training says nothing about others;
 and where values are skewed, as near 0 or 1, the truth lies beyond one end more often than beyond the other.
 """

@@ -1,10 +1,35 @@
-"""Shared by all tests: few threads, and small models that still have everything an attack may disturb."""
+"""Shared by all tests: few threads, a browser, and small models that still
+have everything an attack may disturb."""
+
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 torch.set_num_threads(1)  # the models here are too small to share, and other processes may want the other cores
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        found = next(filter(None, map(shutil.which, CHROMIUM)), playwright.chromium.executable_path)
+        if not Path(found).is_file():
+            pytest.skip(
+                "no Chromium found: install one with your package manager (Debian: apt-get install chromium) "
+                "or with `.venv/bin/playwright install chromium`"
+            )
+        root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium's sandbox refuses to run as root
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] if root else [])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 
 import functools
 import http.server
-import os
 import re
-import shutil
 import subprocess
 import threading
 import tomllib
@@ -24,7 +22,6 @@ ENTRIES = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
 CARDS = [path.relative_to(ROOT).with_suffix("").as_posix() for path in sorted((ROOT / "book/data").glob("*.md"))]
 FILES = [TOC["root"], *(file for entry in ENTRIES for file in ([entry["file"]] if "file" in entry else CARDS))]
 PAGES = [file.removesuffix(".ipynb") for file in FILES]
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +43,6 @@ def address(html):
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser(html):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        found = next(filter(None, map(shutil.which, CHROMIUM)), playwright.chromium.executable_path)
-        if not Path(found).is_file():
-            pytest.skip(
-                "no Chromium found: install one with your package manager (Debian: apt-get install chromium) "
-                "or with `.venv/bin/playwright install chromium`"
-            )
-        root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium's sandbox refuses to run as root
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] if root else [])
-        yield chromium
-        chromium.close()
 
 
 # What a reader would stumble over: mathematics left as TeX, pictures that are missing or mute.

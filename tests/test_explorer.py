@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import re
 import shutil
 from functools import partial
@@ -25,7 +24,6 @@ from hpatlib.training import Recipe
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "book" / "_static" / "explorer"
 PAGE = FOLDER / "index.html"
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NARROW, WIDE = Box(3, 30), environment(6, size=export.SIZE).box
 
 
@@ -210,22 +208,6 @@ def test_what_the_five_questions_teach_is_so(networks, phantoms):
 
 
 # The page in a browser, from its file.
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        found = next(filter(None, map(shutil.which, CHROMIUM)), playwright.chromium.executable_path)
-        if not Path(found).is_file():
-            pytest.skip(
-                "no Chromium found: install one with your package manager (Debian: apt-get install chromium) "
-                "or with `.venv/bin/playwright install chromium`"
-            )
-        root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium's sandbox refuses to run as root
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] if root else [])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

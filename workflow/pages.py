@@ -5,7 +5,6 @@ All of it is plain HTML and inline SVG from ``hpatlib.claims``, so that it works
 
 import html
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -18,7 +17,7 @@ from hpatlib.plots import answers
 from hpatlib.records import Model, Record
 
 ROOT = ".."  # from a page in book/ to the top of the built book
-REPOSITORY = re.search(r"url: (\S+)", Path("_config.yml").read_text("utf-8"))
+REPOSITORY = yaml.safe_load(Path("_config.yml").read_text("utf-8"))["repository"]["url"]
 
 
 def title(source: Path) -> str:
@@ -32,27 +31,34 @@ def short(document: str) -> str:
     return about.get("short", about["title"])
 
 
+def listed(toc: Path) -> list[str]:
+    """The pages of the table of contents, in its order."""
+    parts = yaml.safe_load(toc.read_text("utf-8"))["parts"]
+    found = []
+    for entry in (entry for part in parts for entry in part["chapters"]):
+        found += [entry["file"]] if "file" in entry else sorted(map(str, Path().glob(f"{entry['glob']}.md")))
+    return found
+
+
 def titles(toc: Path, notebooks: Path) -> dict[str, str]:
     """Chapter → title, in the order of the table of contents."""
-    parts = yaml.safe_load(toc.read_text("utf-8"))["parts"]
-    files = [entry["file"] for part in parts for entry in part["chapters"] if "file" in entry]
+    files = listed(toc)
     names = [file.removeprefix("notebooks/").removesuffix(".ipynb") for file in files if file.startswith("notebooks/")]
     return {name: title(notebooks / f"{name}.md") for name in names}
 
 
 def counts(judged: Sequence[Judgement]) -> str:
     """A line of badges with their numbers."""
-    numbers = [(verdict, sum(j.verdict == verdict for j in judged)) for verdict in claims.VERDICTS]
     shown = "".join(
         f'<li class="{answers.BADGES[v][2]}"><b>{n}</b> <span aria-hidden="true">{answers.BADGES[v][0]}</span> {v}</li>'
-        for v, n in numbers
+        for v, n in claims.counted(judged).items()
     )
     return f'<ul class="hpat-counts" aria-label="{len(judged)} claims by verdict">{shown}</ul>'
 
 
 def sentence(judged: Sequence[Judgement]) -> str:
     """What became of a document's claims, in one sentence."""
-    n = {verdict: sum(j.verdict == verdict for j in judged) for verdict in claims.VERDICTS}
+    n = claims.counted(judged)
     tested = len(judged) - n["not yet tested"]
     if not tested:
         return f"None of {len(judged)} claims has been tested on real images yet."
@@ -69,9 +75,7 @@ def sentence(judged: Sequence[Judgement]) -> str:
 def bar(judged: Sequence[Judgement]) -> str:
     """Shares of verdicts as a bar; the words stand beside it."""
     parts = "".join(
-        f'<span class="{answers.BADGES[v][2]}" style="flex:{n}"></span>'
-        for v in claims.VERDICTS
-        if (n := sum(j.verdict == v for j in judged))
+        f'<span class="{answers.BADGES[v][2]}" style="flex:{n}"></span>' for v, n in claims.counted(judged).items() if n
     )
     return f'<div class="hpat-bar" aria-hidden="true">{parts}</div>'
 
@@ -137,7 +141,8 @@ def forest(ledger: Mapping[str, Sequence[Judgement]]) -> str:
         f'aria-label="{alt}">{axis}{"".join(parts)}</svg>'
         f"<figcaption>All {len(rows)} tested claims: how far the effect (dot) and its 95 % interval (line) lie from "
         "the claim’s threshold, the vertical line, in half-widths of the interval, at most six. "
-        "Where the whole line is on one side, the interval decides, before correction for many claims. "
+        "Where the whole line is on one side, the interval decides, unless a gate or the correction for many claims "
+        "forbids it: the sign beside the name is the verdict. "
         "Follow a row for its sentence and numbers.</figcaption></figure>"
     )
 
@@ -175,8 +180,8 @@ def chapters(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]
         own = by_chapter[name]
         marks = " ".join(
             f'<span class="{answers.BADGES[v][2]}" title="{v}">{answers.BADGES[v][0]}&nbsp;{n}</span>'
-            for v in claims.VERDICTS
-            if (n := sum(j.verdict == v for j in own))
+            for v, n in claims.counted(own).items()
+            if n
         )
         said = answers.tally(own) if own else "no claim"
         rows.append(
@@ -189,21 +194,20 @@ def chapters(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]
     )
 
 
-def claim(j: Judgement) -> str:
-    """A row of the claims page: verdict, sentence, effect; folded below it what it rests on."""
-    source = REPOSITORY[1] if REPOSITORY else ""
-    lock = documents.FOLDER.relative_to(documents.FOLDER.parents[1]) / j.document / "claims.lock"
-    written = claims.locked(j.document).get(j.claim.id, {})
+def claim(j: Judgement, lock: Mapping[str, Mapping[str, str]]) -> str:
+    """A row of the claims page: verdict, sentence, effect; folded below it what it rests on. ``lock``: all of its lines."""
+    written = lock.get(j.claim.id, {})
     more = [f"<p>{html.escape(answers.said(j))}</p>"]
     if based := answers.basis(j):
         more.append(f"<p>Measured on {html.escape(based)}.</p>")
-    links = [f'<a href="{ROOT}/notebooks/{j.claim.chapter}.html#claim-{j.claim.id}">chapter</a>'] * bool(
-        j.claim.chapter
-    )
+    links = []
+    if j.claim.chapter:
+        links.append(f'<a href="{ROOT}/notebooks/{j.claim.chapter}.html#claim-{j.claim.id}">chapter</a>')
     if j.record is not None:
-        links.append(f'<a href="{source}/blob/main/evidence/{j.record.file}.json">record</a>')
+        links.append(f'<a href="{REPOSITORY}/blob/main/evidence/{j.record.file}.json">record</a>')
     links.append(
-        f'<a href="{source}/blob/main/{lock.as_posix()}">lock: {written.get("hash", "–")}</a>, '
+        f'<a href="{REPOSITORY}/blob/main/hpatlib/documents/{j.document}/claims.lock">'
+        f"lock: {written.get('hash', '–')}</a>, "
         f"written down on {written.get('written', '–')}"
     )
     more.append(f"<p>{html.escape(j.claim.place)}. {' · '.join(links)}</p>")
@@ -211,7 +215,7 @@ def claim(j: Judgement) -> str:
     return (
         f'<details class="hpat-row {kind}" id="{j.claim.id}" data-verdict="{j.verdict}"><summary>'
         f"{answers.badge(j.verdict)}<span>{html.escape(j.claim.sentence)}</span>{interval(j)}"
-        f'<span class="hpat-effect">{html.escape(answers.effect(j))}</span></summary>{"".join(more)}</details>'
+        f'<span class="hpat-effect">{html.escape(j.number)}</span></summary>{"".join(more)}</details>'
     )
 
 
@@ -247,11 +251,11 @@ FILTER = """<script>
 def page(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) -> str:
     """The page of all claims, by question, as MyST text."""
     everything = [j for judged in ledger.values() for j in judged]
-    tested = {j.verdict for j in everything} - {"not yet tested"}
+    given = claims.counted(everything)
+    tested = {verdict for verdict, n in given.items() if n} - {"not yet tested"}
     boxes = ""
-    for v in claims.VERDICTS:
+    for v, number in given.items():
         (sign, _, kind), on = answers.BADGES[v], " checked" if v in tested or not tested else ""
-        number = sum(j.verdict == v for j in everything)
         boxes += f'<label class="{kind}"><input type="checkbox" value="{v}"{on}> <b>{number}</b> {sign} {v}</label>'
 
     boxes += "".join(
@@ -270,7 +274,7 @@ def page(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) ->
     for document, judged in ledger.items():
         about = documents.about(document)
         parts += [f"## {short(document)}", f"*{about['title']}* {{cite:p}}`{about['cite']}`. {sentence(judged)}"]
-        groups = []
+        groups, lock = [], claims.locked(document)
         for name in dict.fromkeys(j.claim.chapter for j in judged):
             own = [j for j in judged if j.claim.chapter == name]
             head = (
@@ -278,7 +282,9 @@ def page(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) ->
                 if name
                 else "Printed numbers alone"
             )
-            groups.append(f'<section class="hpat-group"><h3>{head}</h3>{"".join(map(claim, own))}</section>')
+            groups.append(
+                f'<section class="hpat-group"><h3>{head}</h3>{"".join(claim(j, lock) for j in own)}</section>'
+            )
         parts.append(_raw(f'<div data-document="{document}">{"".join(groups)}</div>'))
     return "\n\n".join([*parts, _raw(FILTER)]) + "\n"
 
@@ -381,7 +387,7 @@ def spent(found: Sequence[Record]) -> str:
     """The hours of one core that each record took, and their sum."""
     rows = []
     for r in sorted(found, key=lambda r: r.file):
-        link = f"[{r.file}]({REPOSITORY[1] if REPOSITORY else ''}/blob/main/evidence/{r.file}.json)"
+        link = f"[{r.file}]({REPOSITORY}/blob/main/evidence/{r.file}.json)"
         commit, device = r.header.environment.get("commit", "–"), r.header.environment.get("device", "–")
         rows.append([link, r.header.date[:10], commit, device, f"{r.header.seconds / 3600:.2f}"])
     if rows:
@@ -425,8 +431,8 @@ def llms(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) ->
 def made(notebooks: Path) -> dict[str, bytes]:
     """Path below the book's source → content, of all that verdicts decide."""
     ledger = {document: claims.judge(document) for document in documents.names()}
-    found = [record for record in map(records.read, records.everything()) if record.real]
     everything, names = [j for judged in ledger.values() for j in judged], titles(Path("book/_toc.yml"), notebooks)
+    found = [record for name in names for record in records.of(name) if record.real]
     texts = {
         "counts": _raw(counts(everything)),
         "cards": _raw(cards(ledger)),

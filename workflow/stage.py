@@ -16,7 +16,6 @@ from pathlib import Path
 
 import measured
 import pages
-import yaml
 
 BUILT = ("html", ".doctrees", "jupyter_execute")
 # Of a page, what others show or point at: titles, labels, captions' numbers, and which directives have them.
@@ -37,12 +36,7 @@ def staged(run: Path) -> dict[str, bytes]:
 
 def numbers(book: Path) -> dict[str, int]:
     """Page → its number in the table of contents, as readers see it in the margin."""
-    parts = yaml.safe_load((book / "_toc.yml").read_text("utf-8"))["parts"]
-    listed = []
-    for entry in (entry for part in parts for entry in part["chapters"]):
-        found = [entry["file"]] if "file" in entry else sorted(map(str, Path().glob(f"{entry['glob']}.md")))
-        listed += found
-    return {name: place for place, name in enumerate(listed, start=1)}
+    return {name: place for place, name in enumerate(pages.listed(book / "_toc.yml"), start=1)}
 
 
 SHOWN = re.compile(r'(<(?:figure|table)[^>]* id="((?:fig|tab)-[\w-]+)".*?<span class="hpat-number">)(</span>)', re.S)

@@ -4,7 +4,7 @@ A document's own figures stand in its folder; nothing here knows a document, and
 """
 
 from hpatlib.plots.answers import answer, findings, origin, real
-from hpatlib.plots.base import Figure, Table, stamp, verdicts
+from hpatlib.plots.base import Figure, Table, stamp
 from hpatlib.plots.charts import panels
 
-__all__ = ["Figure", "Table", "answer", "findings", "origin", "panels", "real", "stamp", "verdicts"]
+__all__ = ["Figure", "Table", "answer", "findings", "origin", "panels", "real", "stamp"]

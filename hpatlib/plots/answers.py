@@ -91,7 +91,7 @@ def said(j: Judgement) -> str:
     """What was found, against what the claim needs, and why it does not decide where it does not."""
     if j.quantity is None:
         return "" if j.record is None else f"{j.why[:1].upper()}{j.why[1:]}."
-    found = f"{j.claim.measure[:1].upper()}{j.claim.measure[1:]}: {effect(j)}; the claim needs {j.claim.needs}."
+    found = f"{j.claim.measure[:1].upper()}{j.claim.measure[1:]}: {j.number}; the claim needs {j.claim.needs}."
     if j.why:
         found += f" {'Gate: ' if j.verdict == 'cannot tell' else ''}{j.why[:1].upper()}{j.why[1:]}."
     if j.verdict != j.uncorrected:
@@ -99,21 +99,10 @@ def said(j: Judgement) -> str:
     return found + (" This claim was written down after its record." if j.late else "")
 
 
-def effect(j: Judgement) -> str:
-    """The effect with its 95 % interval and unit; an en dash where none was measured."""
-    if j.quantity is None:
-        return "–"
-    low, high = j.quantity.interval()
-    c = j.claim
-    around = f" [{c.show(low, sign=True)}, {c.show(high, sign=True)}]" if low != high else ""
-    return f"{c.show(j.quantity.value, sign=True)}{around} {c.unit}".strip()
-
-
 def tally(judged: Iterable[Judgement]) -> str:
     """How many claims have each verdict, in words: "2 supported, 1 inconclusive of 3 claims"."""
     judged = list(judged)
-    counts = {v: sum(j.verdict == v for j in judged) for v in claims.VERDICTS}
-    shown = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
+    shown = ", ".join(f"{n} {verdict}" for verdict, n in claims.counted(judged).items() if n)
     return f"{shown} of {len(judged)} claim{'s' if len(judged) > 1 else ''}"
 
 
@@ -129,7 +118,7 @@ def _ours(j: Judgement) -> str:
         if j.record is None:
             return f"no run on real images is on record yet: {RUN.format(chapter=j.claim.chapter)} makes one"
         return f"not measured: {j.why}"
-    return f"{j.claim.measure} {effect(j)}; the claim needs {j.claim.needs}"
+    return j.effect
 
 
 def basis(j: Judgement) -> str:

@@ -17,7 +17,6 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from hpatlib import claims
 from hpatlib.records import Record
 
 STYLE = Path(__file__).with_name("hpat.mplstyle")
@@ -254,11 +253,6 @@ def percent(value: float, low: float, high: float, *, sign: str = "") -> str:
 def table(rows: Any, caption: str, name: str, *records: Record) -> Table:
     """A table of ``rows``, a frame or a list of dictionaries, whose caption ends with what it was measured on."""
     return Table(pd.DataFrame(rows), f"{caption} {'; '.join(map(label, records))}.", named(name, *records))
-
-
-def verdicts(chapter: str) -> Table:
-    """The chapter's claims with their verdicts, effects and what they were measured on, from the committed records."""
-    return Table(claims.table(claims.ledger(chapter)), "Claims of this page, and what the records say.", "verdicts")
 
 
 def stamp(record: Record) -> Table:
