@@ -195,7 +195,7 @@ def chapters(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]
 
 
 def claim(j: Judgement, lock: Mapping[str, Mapping[str, str]]) -> str:
-    """A row of the claims page: verdict, sentence, effect; folded below it what it rests on. ``lock``: all of its lines."""
+    """A row of the claims page: verdict, sentence, effect; folded below it what it rests on (``lock``: all lines)."""
     written = lock.get(j.claim.id, {})
     more = [f"<p>{html.escape(answers.said(j))}</p>"]
     if based := answers.basis(j):
