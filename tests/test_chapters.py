@@ -1,6 +1,7 @@
 """Chapters as users run them: the pairs agree, parameters are checked, the command line says what is wrong."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -82,12 +83,33 @@ def test_a_chapter_is_thin_and_has_three_parameters(source):
     assert "def " not in code and "class " not in code and len(code.splitlines()) <= 60
 
 
-def test_papermill_refuses_an_unknown_profile_and_lists_the_valid_ones(tmp_path):
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_chapter_checks_its_parameters_before_all_else(source):
+    cells = cli.cells(source)
+    (parameters,) = [number for number, (tags, _) in enumerate(cells) if "parameters" in tags]
+    assert cells[parameters + 1][1].startswith("documents.check_parameters(globals())\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("profil", "laptop"), "unknown parameter profil: a chapter has profile, data, seed"),  # misspelt
+        (("epochs", "3"), "unknown parameter epochs: a chapter has profile, data, seed"),  # unknown
+        (("seed", "1.5"), "seed must be a whole number from 0 to 2³² − 1, found 1.5"),  # of another type
+        (("profile", "nonsense"), "unknown profile 'nonsense': choose one of smoke, laptop, study, paper"),
+    ],
+)
+def test_papermill_alone_is_told_which_parameter_is_wrong_before_anything_trains(given, message, tmp_path):
     command = [sys.executable, "-m", "papermill", "notebooks/hpat/fig6_stbo_vs_grid_search.ipynb"]
-    command += [str(tmp_path / "out.ipynb"), "-p", "profile", "nonsense"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "unknown profile 'nonsense': choose one of smoke, laptop, study, paper" in done.stderr
+    done = subprocess.run(
+        [*command, str(tmp_path / "out.ipynb"), "-p", *given],
+        cwd=ROOT,
+        env=os.environ | {"HPAT_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and done.stderr.rstrip().endswith(f"ValueError: {message}")
+    assert not (tmp_path / "home").exists()
 
 
 def test_the_command_line_lists_chapters_by_title():

@@ -15,12 +15,19 @@ def test_nothing_is_silent_and_nothing_raw(name, tmp_path):
     assert CASES[name](tmp_path.resolve()) == "clear"
 
 
-@pytest.mark.parametrize(("injected", "named"), [({"profil": "laptop"}, "profil"), ({"Seed": 7, "seed": 0}, "Seed")])
-def test_a_misspelt_parameter_is_refused(injected, named):
-    there = {"__name__": "__main__", "In": [], "Out": {}, "pytest": pytest, "profile": "smoke", "data": None}
-    documents.check_parameters(there)
+@pytest.mark.parametrize("before", [[], ["eps = 3", "# Parameters\nepohcs = 3\n"]])  # of a reader; corrected since
+@pytest.mark.parametrize(
+    ("injected", "named"), [('profil = "laptop"', "profil"), ("Seed = 7\nseed = 0\neps = float('nan')", "Seed, eps")]
+)
+def test_what_papermill_injects_besides_the_parameters_is_refused(before, injected, named):
+    right = '# Parameters\nprofile = "laptop"\nseed = 2\n'
+    documents.check_parameters({"In": [*before, right, "eps = 4"], "eps": 4})
     with pytest.raises(ValueError, match=f"unknown parameter {named}: a chapter has profile, data, seed"):
-        documents.check_parameters(there | injected)
+        documents.check_parameters({"In": [*before, f"# Parameters\n{injected}\n", "documents.check_parameters …"]})
+
+
+def test_a_plain_run_has_nothing_injected():
+    documents.check_parameters({"eps": 3})
 
 
 WRONG = [("nonsense", None, 0), (["smoke"], None, 0), ("smoke", True, 0), ("smoke", None, True), ("smoke", None, -1)]

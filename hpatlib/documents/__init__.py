@@ -11,32 +11,32 @@
 A document is found by its folder: nothing elsewhere in the library names one. Importing this needs no torch.
 """
 
+import ast
 import functools
 import importlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, NoneType
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
 
 FOLDER = Path(__file__).parent
-
-
 PARAMETERS = ("profile", "data", "seed")  # of every chapter
 
 
 def check_parameters(namespace: Mapping[str, Any]) -> None:
-    """Refuse whatever a chapter was given besides its parameters, such as a misspelt one, before anything runs.
+    """Refuse whatever papermill gave a chapter besides its parameters, such as a misspelt one, before anything trains.
 
-    A chapter calls this first of all, right behind its cell of parameters, with ``locals()``: what stands there then is
-    its parameters, what was injected behind them, modules, and what IPython needs. Raises ``ValueError`` that names the
-    others.
+    A chapter calls this with ``globals()`` right behind its cell of parameters. Papermill puts a cell of its own there,
+    "# Parameters", and IPython keeps the text of every cell in ``In``: names of a reader's own are left alone, and
+    where there is no IPython, nothing was injected. Raises ``ValueError`` that names the others.
     """
-    plain = (str, int, float, list, tuple, dict, NoneType)
-    others = [name for name, value in namespace.items() if isinstance(value, plain) and not name.startswith("_")]
-    if unknown := [name for name in others if name not in (*PARAMETERS, "In", "Out")]:
+    cells = [cell for cell in namespace.get("In", ()) if cell.startswith("# Parameters\n")]
+    lines = ast.parse(cells[-1]).body if cells else []
+    given = [ast.unparse(line.targets[0]) for line in lines if isinstance(line, ast.Assign)]
+    if unknown := [name for name in given if name not in PARAMETERS]:
         raise ValueError(f"unknown parameter {', '.join(unknown)}: a chapter has {', '.join(PARAMETERS)}")
 
 
