@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hpatlib import _sharing
 from hpatlib._model import (
     Loss,
     check_fraction,
@@ -266,4 +267,4 @@ def noisy(images: Tensor, eps: float, generator: torch.Generator | None) -> Tens
 def drawn(draw: Callable[..., Tensor], images: Tensor, generator: torch.Generator | None) -> Tensor:
     # Drawn where the generator lives, so that one seed gives one start on every device.
     device = generator.device if generator is not None else images.device
-    return draw(images.shape, generator=generator, device=device, dtype=images.dtype).to(images.device)
+    return _sharing.drawn(draw, images.shape, generator=generator, device=device, dtype=images.dtype).to(images.device)

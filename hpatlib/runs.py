@@ -13,12 +13,12 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -27,11 +27,15 @@ from torch import nn
 
 from hpatlib import attacks, data, models, training
 from hpatlib._files import alone, home, sealed, storing, sweep, unsealed, write
+from hpatlib._sharing import Team
 from hpatlib.assimilation import Assimilated, Objective, Replicated, repaint_at_random
 from hpatlib.data.images import ImageSet
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import convert_mixbn
 from hpatlib.planning import announce
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # Part of the key of every run that goes through the part. Raise a number when the part makes another model of the same
 # run, which is when its golden test in tests/test_runs.py fails, and not for anything else: a raised number has all
@@ -142,7 +146,12 @@ class Trained:
 
 
 def train_or_load(
-    run: Run, *, images: ImageSet | None = None, network: Network | None = None, device: str | None = None
+    run: Run,
+    *,
+    images: ImageSet | None = None,
+    network: Network | None = None,
+    device: str | None = None,
+    fabric: "Fabric | None" = None,
 ) -> Trained:
     """The model of ``run``: loaded from ``home()/models/<key>``, or trained there now.
 
@@ -154,15 +163,23 @@ def train_or_load(
     [0, 1] and returns logits ``[B, classes]``; ``run.model`` and ``run.weights`` are then just what you call it. The
     key knows a network by these names alone: give it another when you change it.
 
+    ``fabric``: train on all its devices at once, in single precision (see ``training.fit``), which makes the model that
+    one device makes but for rounding, and so has its key; each of its processes calls this.
+
     Everything stored carries a checksum. What is damaged is refused, or trained anew where the environment variable
     HPAT_RETRAIN is 1.
 
-    Raises ``ValueError`` for images that are not those that ``run`` states and for a stored model or checkpoint that is
-    damaged or not finite, ``OSError`` where nothing can be stored, and what ``data.load``, ``data.split``,
-    ``models.build`` and ``training.fit`` raise.
+    Raises ``ValueError`` for images that are not those that ``run`` states, for another precision, and for a stored
+    model or checkpoint that is damaged or not finite, ``OSError`` where nothing can be stored, and what ``data.load``,
+    ``data.split``, ``models.build`` and ``training.fit`` raise.
     """
     announce([run])
-    device = device or default_device()
+    if fabric is not None and (found := fabric.strategy.precision.precision) != "32-true":
+        raise ValueError(
+            f"models are kept as single precision makes them, found {found}: pass Fabric(precision='32-true')"
+        )
+    team = Team(fabric)
+    device = device or (default_device() if fabric is None else str(fabric.device))
     if images is None:
         images = _load(run)
     else:
@@ -170,11 +187,13 @@ def train_or_load(
     train, test = data.split(images, by=run.split_by, test=run.test, seed=run.seed)
     folder = home() / "models" / key(run, train.fingerprint, own=network is not None)
     # Without the lock first, as the folder may be one to read from alone; then another may have trained it meanwhile.
-    if (found := _stored(folder, run, train, network)) is None:
-        with alone(folder):
-            if (found := _stored(folder, run, train, network)) is None:
-                found = _train(folder, run, images, train, test, network, device)
-    model, provenance = found
+    if team.told((stored := _stored(folder, run, train, network)) is None):
+        with alone(folder) if team.first else nullcontext():
+            if team.told((stored := _stored(folder, run, train, network)) is None):
+                stored = _train(folder, run, images, train, test, network, device, team)
+    stored = stored or _stored(folder, run, train, network)  # what the first process was a moment late enough to find
+    assert stored is not None
+    model, provenance = stored
     return Trained(model.to(device).eval(), train, test, provenance)
 
 
@@ -219,24 +238,17 @@ def _train(
     test: ImageSet,
     network: Network | None,
     device: str,
+    team: Team,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Train the model of ``run`` and store it in ``folder``, whose lock the caller holds."""
+    """Train the model of ``run`` and store it in ``folder``, whose lock the caller, or its first process, holds."""
     weights, checkpoint, about = (folder / name for name in ("model.safetensors", "checkpoint.safetensors", "run.json"))
-    with storing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        about.unlink(missing_ok=True)
-    for path in (weights, checkpoint, about):
-        sweep(path)
-    if checkpoint.is_file():
-        try:
-            training.deserialise(checkpoint)
-        except ValueError as error:
-            _replaced(error)
-            checkpoint.unlink()
+    if team.first:
+        _make_room(folder, weights, checkpoint, about)
+    team.told(None)  # the others wait for that
     # Before the clock starts: the model that the static set is made from has its own record.
     parent = None
     if run.static_eps is not None:
-        parent = train_or_load(run.clean, images=images, network=network, device=device)
+        parent = train_or_load(run.clean, images=images, network=network, device=device, fabric=team.fabric)
     first = run.seed + 1_000_000 * run.repeat
     torch.manual_seed(first)
     model = _build(run, train, run.weights, network)
@@ -264,8 +276,8 @@ def _train(
         seed=first,
         device=device,
         checkpoint=checkpoint,
+        fabric=team.fabric,
     )
-    write(weights, training.serialise(model.state_dict(), {"key": folder.name}))
     provenance = {
         "key": folder.name,
         "run": asdict(run),
@@ -283,10 +295,29 @@ def _train(
         "dose": {},
         **environment(device),
     }
-    provenance = json.loads(json.dumps(provenance, default=_plain))
-    write(about, sealed(provenance))
-    checkpoint.unlink()
+    if team.size > 1:
+        provenance["device"] += f", {team.size} processes"
+    provenance = team.told(json.loads(json.dumps(provenance, default=_plain)))
+    if team.first:
+        write(weights, training.serialise(model.state_dict(), {"key": folder.name}))
+        write(about, sealed(provenance))
+        checkpoint.unlink()
     return model, provenance
+
+
+def _make_room(folder: Path, weights: Path, checkpoint: Path, about: Path) -> None:
+    """Remove from ``folder`` what no training goes on from."""
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        about.unlink(missing_ok=True)
+    for path in (weights, checkpoint, about):
+        sweep(path)
+    if checkpoint.is_file():
+        try:
+            training.deserialise(checkpoint)
+        except ValueError as error:
+            _replaced(error)
+            checkpoint.unlink()
 
 
 # Phantoms follow from these alone, and drawing them takes longer than training a small model on them for an epoch.

@@ -26,6 +26,7 @@ from hpatlib._model import (
     objective,
     ordinary_tensors,
 )
+from hpatlib._sharing import drawn
 
 
 @dataclass(frozen=True)
@@ -352,7 +353,7 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
 def sobol_points(count: int, images: int, generator: torch.Generator | None) -> Tensor:
     """``count`` points ``[count, images, 3]`` in [0, 1)³: one Sobol sequence, shifted at random for each image."""
     sequence = torch.quasirandom.SobolEngine(3).draw(count + 1)[1:]  # [count, 3]; the first point is a corner
-    shift = uniform((1, images, 3), generator)  # [1, images, 3]
+    shift = drawn(uniform, (1, images, 3), dim=1, generator=generator)  # [1, images, 3]
     return (sequence.unsqueeze(1).to(shift) + shift) % 1  # a Cranley–Patterson rotation keeps the even spread
 
 

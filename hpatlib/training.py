@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import safetensors.torch
@@ -25,8 +25,12 @@ from tqdm import tqdm
 
 from hpatlib._files import write
 from hpatlib._model import device_of, held_still
+from hpatlib._sharing import Team
 from hpatlib.data import ImageSet
 from hpatlib.mixbn import branch, mixed
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Augment = Literal["flips", "turns"]
@@ -127,6 +131,7 @@ def fit(
     seed: int = 0,
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
+    fabric: "Fabric | None" = None,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place with Adam and cross-entropy, Algorithm 1 where there is an ``attack``; a row an epoch.
 
@@ -141,9 +146,16 @@ def fit(
 
     ``checkpoint`` names a file that holds the state after each epoch: a run that was stopped goes on from there to the
     same weights. Each epoch is a function of the weights, the optimiser's state, ``seed`` and the epoch's number
-    alone, so nothing else needs keeping. Raises ``ValueError`` for an empty data set, for labels that the model has no
-    class for, for a patience without validation images, for an attack together with an objective, for a loss that is
-    not finite, for a damaged checkpoint, and for a training in which nothing was learned (see ``_check_alive``).
+    alone, so nothing else needs keeping.
+
+    ``fabric``: a Lightning ``Fabric``, launched, whose processes train one model together, on its devices (``device``
+    is then not used) and with its precision; each of them calls this. ``recipe.batch_size`` is that of all together,
+    and so are batch-norm statistics and the draws of this library's attacks: in the same precision, the weights are one
+    process's but for rounding. Dropout alone draws for each process's images apart.
+
+    Raises ``ValueError`` for an empty data set, for labels that the model has no class for, for a patience without
+    validation images, for an attack together with an objective, for a loss that is not finite, for a damaged
+    checkpoint, and for a training in which nothing was learned (see ``_check_alive``).
     """
     if len(data) == 0 or (validation is not None and len(validation) == 0):
         raise ValueError("the training set or the validation set is empty")
@@ -152,6 +164,7 @@ def fit(
     if attack is not None and objective is not None:
         raise ValueError("an attack adds cross-entropy on attacked images and an objective replaces it: choose one")
     seed = operator.index(seed)
+    team, device = Team(fabric), device if fabric is None else fabric.device
     model.to(device)
     for side in (data, validation):
         if side is not None:
@@ -159,8 +172,9 @@ def fit(
     optimizer = torch.optim.Adam(_groups(model, recipe))
     best: dict[str, Tensor] = {}
     rows = _restore(checkpoint, model, optimizer, best) if checkpoint is not None else []
+    step, stepper, backward = team.prepared(_Step(model, attack, objective), optimizer)
     total, initial = recipe.epochs * len(data), len(rows) * len(data)
-    bar = tqdm(total=total, initial=initial, desc="train", unit="image", leave=False)
+    bar = tqdm(total=total, initial=initial, desc="train", unit="image", leave=False, disable=not team.first)
     with bar, torch.random.fork_rng(devices=_cuda(device)):
         for epoch in range(len(rows), recipe.epochs):
             if recipe.patience is not None and _since_best(rows) >= recipe.patience:
@@ -173,14 +187,15 @@ def fit(
             model.train()
             totals = torch.zeros(3, device=device)  # loss and hits, summed on the device: no wait inside the loop
             for images, labels in data.batches(recipe.batch_size, generator=shuffle, device=device):
-                images = _augmented(images, recipe.augment)
-                loss, hits, adversarial_hits = _losses(model, images, labels, attack, objective)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                totals += torch.stack([loss.detach() * len(labels), hits, adversarial_hits])
-                bar.update(len(labels))
-            mean_loss, accuracy, adversarial = (totals / len(data)).tolist()
+                images, count = _augmented(images, recipe.augment), len(labels)
+                with team.share(images, labels) as (images, labels, weight):
+                    loss, hits, adversarial_hits = step(images, labels)
+                    optimizer.zero_grad(set_to_none=True)
+                    backward(loss * (team.size * weight * len(labels) / count))  # gradients are averaged over processes
+                    stepper.step()
+                totals += weight * torch.stack([loss.detach() * len(labels), hits, adversarial_hits])
+                bar.update(count)
+            mean_loss, accuracy, adversarial = (team.total(totals) / len(data)).tolist()
             if not mean_loss < float("inf"):
                 raise ValueError(
                     f"the loss of epoch {epoch + 1} is {mean_loss}: lower lr={recipe.lr}, check the images"
@@ -189,12 +204,12 @@ def fit(
             if attack is not None:
                 row["adversarial_accuracy"] = adversarial
             if validation is not None:
-                row["validation_loss"] = _cross_entropy(model, validation, device)
+                row["validation_loss"] = _cross_entropy(model, validation, device, team)
             bar.set_postfix({name.split("_")[0]: f"{value:.3f}" for name, value in row.items()})
             rows.append(row | {"seconds": time.perf_counter() - started})
             if validation is not None and _since_best(rows) == 0:
                 best.update({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
-            if checkpoint is not None:
+            if checkpoint is not None and team.first:
                 _keep(checkpoint, model, optimizer, rows, best)
             if objective is None and len(rows) * len(data) >= SLOW_START * recipe.batch_size:
                 _check_alive(rows, recipe.epochs, data.labels, recipe, halves=1 if attack is None else 2)
@@ -272,12 +287,24 @@ def _since_best(rows: list[dict[str, float]]) -> int:
 
 
 @torch.no_grad()
-def _cross_entropy(model: nn.Module, data: ImageSet, device: str | torch.device) -> float:
+def _cross_entropy(model: nn.Module, data: ImageSet, device: str | torch.device, team: Team) -> float:
     total = torch.zeros((), device=device)
     with held_still(model):
-        for images, labels in data.batches(64, device=device):
-            total += F.cross_entropy(model(images), labels, reduction="sum")
-    return float(total) / len(data)
+        for number, (images, labels) in enumerate(data.batches(64, device=device)):
+            if number % team.size == team.rank:
+                total += F.cross_entropy(model(images), labels, reduction="sum")
+    return float(team.total(total)) / len(data)
+
+
+class _Step(nn.Module):
+    """What a batch goes through before the backward pass, as the one module that Fabric wraps."""
+
+    def __init__(self, model: nn.Module, attack: Attack | None, objective: Objective | None) -> None:
+        super().__init__()
+        self.model, self.attack, self.objective = model, attack, objective
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _losses(self.model, images, labels, self.attack, self.objective)
 
 
 def _losses(
