@@ -84,6 +84,9 @@ def main(
     for stream in (sys.stdout, sys.stderr):  # an old console may have no arrow: that must not end hours of work
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    for folder in FOLDERS:
+        if os.environ.get(folder):  # chapters and jobs run in other folders, where a relative path leads elsewhere
+            os.environ[folder] = str(Path(os.environ[folder]).expanduser().resolve())
 
 
 def checkout() -> Path:
@@ -129,9 +132,6 @@ def run(
     known = chapters(root)
     if unknown := [name for name in names if name not in known]:
         raise _stop(f"unknown chapter {', '.join(unknown)}: choose from {', '.join(known)}")
-    for folder in FOLDERS:
-        if os.environ.get(folder):  # a chapter runs in its own folder, where a relative path leads elsewhere
-            os.environ[folder] = str(Path(os.environ[folder]).expanduser().resolve())
     if record:
         os.environ["HPAT_RECORDS"] = str(root / "evidence")
     given = {"profile": profile.value, "data": data.value if data else None, "seed": seed}

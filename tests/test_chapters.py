@@ -14,7 +14,8 @@ from made_up import World, forget, record
 from typer.testing import CliRunner
 
 import hpatlib
-from hpatlib import cli
+from hpatlib import cli, jobs
+from hpatlib._files import home
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*/*.md"))
@@ -348,6 +349,29 @@ def test_a_relative_data_folder_means_the_same_inside_the_chapter(checkout, monk
     assert invoke(cli.app, ["run", "made/fig1"]).exit_code == 0
     (target,) = (checkout / "home" / "chapters").rglob("fig1.ipynb")
     assert nbformat.read(target, as_version=4).cells[-1].outputs[0].text == "['inside'] smoke None 0\n"
+
+
+def test_relative_folders_are_those_of_whoever_calls_in_the_plan_and_in_its_jobs(checkout, monkeypatch):
+    """The plan is made where the command is given, jobs run in the checkout."""
+    monkeypatch.setattr(cli, "checkout", lambda: checkout)
+    (outside := checkout.parent / f"{checkout.name}-outside").mkdir()
+    monkeypatch.chdir(outside)
+    monkeypatch.setenv("HPAT_HOME", "models")
+    seen = []
+
+    def planned(*_):
+        seen.append(home())
+        return None
+
+    def job(command, root, environment, lock):
+        seen.append(root / environment["HPAT_HOME"])
+        return 1
+
+    monkeypatch.setattr(cli, "_plan", planned)
+    monkeypatch.setattr(cli, "_attended", job)
+    monkeypatch.setattr(jobs, "prepare", lambda *_: ["a training"])
+    assert invoke(cli.app, ["book", "--fan-out", "--chapter", "made/fig1"]).exit_code == 1
+    assert seen == [outside / "models"] * 2
 
 
 def test_importing_the_library_needs_neither_jupyter_nor_torchvision():
