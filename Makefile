@@ -7,7 +7,7 @@ CORES ?= 2
 bin := .venv/bin
 ready := .venv/.ready
 
-.PHONY: help book test test-book test-faults coverage test-cluster test-launch plan bench lint format sync lock clean
+.PHONY: help book test test-book test-faults coverage test-cluster test-launch test-versions plan bench lint format sync lock clean
 .DEFAULT_GOAL := book
 
 help:  ## this list
@@ -29,6 +29,25 @@ test-cluster: $(ready)  ## two chapters on a real Slurm of this machine, trainin
 
 test-launch: $(ready)  ## the wheel alone, Colab's first cell, what Binder builds (minutes, and a network)
 	$(bin)/python tests/launch.py
+
+oldest := 3.11-lowest-direct
+newest := 3.11-highest 3.12-highest 3.13-highest
+methods := attacks spatial stbo mixbn glcm training statistics outcomes claims records sharing
+
+test-versions: $(ready) $(addprefix versions-,$(oldest) $(newest))  ## the methods with the oldest and the newest packages, on each Python (gigabytes)
+
+# versions-3.12-highest: that Python, that resolution. torchvision, which timm brings along, would otherwise be the
+# newest and bring the newest torch; torchattacks pins an old requests and needs none.
+versions-%: export PATH := $(CURDIR)/$(bin):$(PATH)
+versions-%: place = _build/$@
+versions-%:
+	uv venv --quiet --clear --python $(firstword $(subst -, ,$*)) $(place)
+	uv pip install --quiet --python $(place) --resolution $(subst $(firstword $(subst -, ,$*))-,,$*) -e '.[fabric]' \
+		"torchvision>=0.18" "pytest>=8" "hypothesis>=6.100"
+	uv pip freeze --quiet --python $(place) --exclude-editable > $(place)/kept.txt
+	uv pip install --quiet --python $(place) -c $(place)/kept.txt botorch requests
+	uv pip install --quiet --python $(place) --no-deps torchattacks
+	OMP_NUM_THREADS=2 $(place)/bin/python -m pytest -q $(methods:%=tests/test_%.py)
 
 plan: $(ready)  ## count anew what the profile paper costs, for the page on reproducing
 	env -u HPAT_DATA HPAT_HOME=_build/nothing-trained $(bin)/hpat book --profile paper --data real --dry-run --json \
