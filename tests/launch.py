@@ -18,6 +18,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = str(Path(sys.executable).with_name("uv"))
+MINUTES = 20  # for a single command
 CHAPTER = "ultrasound/fig9_10_simple_cnn_eps005"
 SECONDS, MEMORY = 120, 2 * 2**30  # a chapter's share of what Binder gives
 ATTACK = """
@@ -56,7 +57,15 @@ print(hpatlib.__file__)
 def run(*command: str, cwd: Path | None = None, **environment: str) -> str:
     """The output of a command, which must succeed; nothing of this environment's library or settings leaks into it."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" and not name.startswith("HPAT_")}
-    done = subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env=kept | environment, capture_output=True, text=True, timeout=60 * MINUTES
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SystemExit(
+            f"{' '.join(command)[:200]} did not end in {MINUTES} minutes: if it was downloading, PyTorch and what it "
+            "needs of CUDA are several GB, which uv keeps for the next time"
+        ) from error
     if done.returncode:
         raise SystemExit(f"{' '.join(command)[:200]} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return done.stdout
@@ -133,6 +142,7 @@ def repository() -> str:
 
 def main() -> None:
     for check in (wheel, colab, binder):
+        print(f"{check.__name__} …", flush=True)
         with tempfile.TemporaryDirectory() as name:
             print(check(Path(name)), flush=True)
 
