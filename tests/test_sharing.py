@@ -21,6 +21,12 @@ ADVERSARY = Adversary(
 )
 
 
+@pytest.fixture(autouse=True)
+def a_thread_each(monkeypatch):
+    """More threads than cores wait for each other, for minutes in a test of seconds."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 class Exact(nn.Module):
     """In double precision, where another order of sums moves nothing that an attack decides by."""
 
