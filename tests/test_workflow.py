@@ -391,3 +391,15 @@ def test_only_icons_that_pages_use_stay_in_the_themes_script(workflow, tmp_path)
     assert trim.trimmed(kept, {"icon-3"}) == kept  # trimmed before
     with pytest.raises(ValueError, match="no icon that the book uses"):
         trim.trimmed(script, {"another"})
+
+
+def test_lists_of_a_signature_and_of_citations_are_none(workflow):
+    page = (
+        '<dl><dt class="sig x">f(<dl>\n<dd>a</dd>\n</dl>)</dt><dd>does</dd></dl><div role="list" class="citation-list">'
+    )
+    mended = workflow["trim"].mended(page)
+    assert mended == (
+        '<dl><dt class="sig x">f(<div class="sig-lines">\n<div>a</div>\n</div>)</dt><dd>does</dd></dl>'
+        '<div class="citation-list">'
+    )
+    assert workflow["trim"].mended(mended) == mended

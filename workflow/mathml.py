@@ -39,12 +39,12 @@ def inline(self: HTML5Translator, node: nodes.math) -> None:
 
 
 def block(self: HTML5Translator, node: nodes.math_block) -> None:
-    self.body += [self.starttag(node, "div", "", CLASS="math", tabindex="0"), mathml(node, "block")]
+    self.body.append(self.starttag(node, "div", "", CLASS="math", tabindex="0"))
     if node["number"]:
         self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
         self.add_permalink_ref(node, "Link to this equation")
         self.body.append("</span>")
-    self.body.append("</div>\n")
+    self.body.append(f"{mathml(node, 'block')}</div>\n")
     raise nodes.SkipNode
 
 
