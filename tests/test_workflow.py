@@ -200,6 +200,7 @@ def book(workflow, tmp_path, monkeypatch):
         "book/two.md": "# Two\n",
         "book/_toc.yml": "root: one\nparts: []",
         "_config.yml": "",
+        "workflow/mathml.py": "",
     }
     files |= {"notebooks/made/fig1.md": "", "run/made/fig1.ipynb": json.dumps({"cells": [cell]})}
     for name, text in files.items():
