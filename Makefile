@@ -54,7 +54,7 @@ plan: $(ready)  ## count anew what the profile paper costs, for the page on repr
 		> benchmarks/plan.json
 
 test-book: book  ## every page in a browser: accessible, light, quick to its answer (minutes)
-	$(bin)/pytest -m book tests
+	$(bin)/pytest -n $(CORES) -m book tests
 
 test-faults: $(ready)  ## kills, races, damaged and hostile files: how many ended in a clear sentence
 	$(bin)/python tests/faults.py

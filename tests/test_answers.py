@@ -139,7 +139,7 @@ def test_the_forest_puts_what_holds_right_of_the_line(world, pages):
             assert most < 0
     plot = pages.forest({"made": judged})
     _Tags(plot)
-    assert plot.count("<circle") == 5 and 'href="claims.html#claim-0"' in plot
+    assert plot.count("<circle") == 2 * 5 and 'href="claims.html#claim-0"' in plot
 
 
 def test_pages_name_every_claim_once_and_close_their_tags(pages):

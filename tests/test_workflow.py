@@ -200,6 +200,7 @@ def book(workflow, tmp_path, monkeypatch):
         "book/two.md": "# Two\n",
         "book/_toc.yml": "root: one\nparts: []",
         "_config.yml": "",
+        "workflow/mathml.py": "",
     }
     files |= {"notebooks/made/fig1.md": "", "run/made/fig1.ipynb": json.dumps({"cells": [cell]})}
     for name, text in files.items():
@@ -391,3 +392,15 @@ def test_only_icons_that_pages_use_stay_in_the_themes_script(workflow, tmp_path)
     assert trim.trimmed(kept, {"icon-3"}) == kept  # trimmed before
     with pytest.raises(ValueError, match="no icon that the book uses"):
         trim.trimmed(script, {"another"})
+
+
+def test_lists_of_a_signature_and_of_citations_are_none(workflow):
+    page = (
+        '<dl><dt class="sig x">f(<dl>\n<dd>a</dd>\n</dl>)</dt><dd>does</dd></dl><div role="list" class="citation-list">'
+    )
+    mended = workflow["trim"].mended(page)
+    assert mended == (
+        '<dl><dt class="sig x">f(<div class="sig-lines">\n<div>a</div>\n</div>)</dt><dd>does</dd></dl>'
+        '<div class="citation-list">'
+    )
+    assert workflow["trim"].mended(mended) == mended

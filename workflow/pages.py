@@ -69,7 +69,7 @@ def sentence(judged: Sequence[Judgement]) -> str:
     undecided = n["cannot tell"] + n["inconclusive"]
     parts += [f"{undecided} undecided"] if undecided else []
     waiting = f"; {n['not yet tested']} more wait for a run on real images" if n["not yet tested"] else ""
-    return f"Of {tested} claims tested, {', '.join(parts[:-1])} and {parts[-1]}{waiting}."
+    return f"Of {tested} claim{'s' * (tested != 1)} tested, {', '.join(parts[:-1])} and {parts[-1]}{waiting}."
 
 
 def bar(judged: Sequence[Judgement]) -> str:
@@ -108,9 +108,23 @@ def beyond(j: Judgement) -> tuple[float, float, float]:
 
 
 def forest(ledger: Mapping[str, Sequence[Judgement]]) -> str:
-    """One row a tested claim: where its effect and its interval lie from its threshold; right of the line, it holds."""
+    """One row a tested claim: where its effect and its interval lie from its threshold; right of the line, it holds.
+    Drawn twice, for a page and for a phone."""
     rows = [(d, j) for d, judged in ledger.items() for j in judged if j.quantity is not None]
-    wide, left, high, limit = 720, 300, 17, 6.0
+    return (
+        '<div class="hpat-figure"><figure class="hpat hpat-forest" id="fig-forest">'
+        f"{_forest(rows, 720, 300, 44, 'wide')}{_forest(rows, 360, 206, 27, 'narrow')}"
+        f"<figcaption>All {len(rows)} tested claims: how far the effect (dot) and its 95 % interval (line) lie from "
+        "the claim’s threshold, the vertical line, in half-widths of the interval, at most six. "
+        "Where the whole line is on one side, the interval decides, unless a gate or the correction for many claims "
+        "forbids it: the sign beside the name is the verdict. "
+        "Follow a row for its sentence and numbers.</figcaption></figure></div>"
+    )
+
+
+def _forest(rows: Sequence[tuple[str, Judgement]], wide: int, left: int, letters: int, kind: str) -> str:
+    """The plot, ``wide`` px, its names of at most so many letters in the ``left`` px."""
+    high, limit = 17, 6.0
 
     def x(z: float) -> float:
         return left + (wide - left - 14) * (max(-limit, min(limit, z)) + limit) / (2 * limit)
@@ -121,29 +135,26 @@ def forest(ledger: Mapping[str, Sequence[Judgement]]) -> str:
             parts.append(f'<text x="0" y="{y + 12}" class="head">{short(document)}</text>')
             y, before = y + 22, document
         value, low, top = beyond(j)
-        kind, label = answers.BADGES[j.verdict][2], html.escape(_short(f"{j.claim.measure}", 44))
+        sign, _, verdict = answers.BADGES[j.verdict]
         told = html.escape(f"{j.verdict}: {j.claim.sentence} {answers.said(j)}")
-        mark = f'<text x="{left - 16}" y="{y + 10}" class="{kind}">{answers.BADGES[j.verdict][0]}</text>'
+        name = html.escape(_short(j.claim.measure, letters))
         parts.append(
             f'<a href="claims.html#{j.claim.id}"><title>{told}</title>'
             f'<rect x="0" y="{y - 3}" width="{wide}" height="{high}" class="row"/>'
-            f'<text x="{left - 24}" y="{y + 10}" text-anchor="end">{label}</text>{mark}'
-            f'<line x1="{x(low):.1f}" x2="{x(top):.1f}" y1="{y + 6}" y2="{y + 6}" class="{kind}"/>'
-            f'<circle cx="{x(value):.1f}" cy="{y + 6}" r="3.5" class="{kind}"/></a>'
+            f'<text x="{left - 24}" y="{y + 10}" text-anchor="end">{name}</text>'
+            f'<text x="{left - 16}" y="{y + 10}" class="{verdict}">{sign}</text>'
+            f'<line x1="{x(low):.1f}" x2="{x(top):.1f}" y1="{y + 6}" y2="{y + 6}" class="{verdict}"/>'
+            f'<circle cx="{x(value):.1f}" cy="{y + 6}" r="3.5" class="{verdict}"/></a>'
         )
         y += high
     axis = f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="22" y2="{y}" class="zero"/>'
     axis += f'<text x="{x(0) - 8:.1f}" y="14" text-anchor="end">does not hold ←</text>'
     axis += f'<text x="{x(0) + 8:.1f}" y="14">→ holds</text>'
     alt = f"Forest plot of {len(rows)} tested claims; the table of claims has the numbers."
+    hidden = ' style="display:none"' if kind == "narrow" else ""
     return (
-        f'<figure class="hpat-forest" id="fig-forest"><svg viewBox="0 0 {wide} {y + 8}" role="group" '
-        f'aria-label="{alt}">{axis}{"".join(parts)}</svg>'
-        f"<figcaption>All {len(rows)} tested claims: how far the effect (dot) and its 95 % interval (line) lie from "
-        "the claim’s threshold, the vertical line, in half-widths of the interval, at most six. "
-        "Where the whole line is on one side, the interval decides, unless a gate or the correction for many claims "
-        "forbids it: the sign beside the name is the verdict. "
-        "Follow a row for its sentence and numbers.</figcaption></figure>"
+        f'<svg class="hpat-{kind}"{hidden} viewBox="0 0 {wide} {y + 8}" role="group" aria-label="{alt}">'
+        f"{axis}{''.join(parts)}</svg>"
     )
 
 

@@ -25,7 +25,7 @@ FRAME = re.compile(r"^(?:#{1,6} .*|\([^()\s]+\)=|:name:.*|[`:]{3,}\{(?:figure|ta
 def staged(run: Path) -> dict[str, bytes]:
     """Path below the source → content."""
     files = {path.as_posix(): path.read_bytes() for path in Path("book").rglob("*") if path.is_file()}
-    files["_config.yml"] = Path("_config.yml").read_bytes()
+    files |= {path.name: path.read_bytes() for path in (Path("_config.yml"), Path("workflow/mathml.py"))}
     places = numbers(Path("book"))
     for chapter in Path("notebooks").glob("*/*.md"):
         name = chapter.with_suffix(".ipynb")

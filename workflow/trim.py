@@ -1,4 +1,5 @@
-"""Take out of the built book what no page uses: of 2,000 icons in a script that every page loads, all but a dozen.
+"""Take out of the built book what no page uses: of 2,000 icons in a script that every page loads, all but a dozen; and
+mend two lists that Sphinx writes as no screen reader expects them.
 
 Usage: python workflow/trim.py FOLDER_OF_HTML
 """
@@ -11,6 +12,7 @@ ICON = re.compile(
     r'(?:"(?P<quoted>[\w-]+)"|(?P<plain>[A-Za-z_]\w*)):'
     r'\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?'
 )
+SIGNATURE = re.compile(r'<dt class="sig .*?</dt>', re.S)
 USED = re.compile(r"\bfa-([a-z0-9-]+)")
 
 
@@ -37,7 +39,22 @@ def trimmed(script: str, used: set[str]) -> str:
     return kept
 
 
+def mended(page: str) -> str:
+    """Parameters are lines of a signature, not answers of a list without questions; a citation is no list's item."""
+
+    def lines(found: re.Match[str]) -> str:
+        return re.sub(
+            "</d[ld]>", "</div>", found[0].replace("<dl>", '<div class="sig-lines">').replace("<dd>", "<div>")
+        )
+
+    return SIGNATURE.sub(lines, page).replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+
+
 def main(html: Path) -> None:
+    for path in html.rglob("*.html"):
+        page = path.read_text("utf-8")
+        if (better := mended(page)) != page:
+            path.write_text(better, "utf-8")
     path = html / "_static/scripts/fontawesome.js"
     path.write_text(trimmed(path.read_text("utf-8"), icons(html)), "utf-8")
 
