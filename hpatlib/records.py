@@ -143,6 +143,11 @@ class Record:
             raise outcomes.Unmeasured(f"no table {name!r}: there are {', '.join(self.header.tables) or 'none'}")
         return pd.DataFrame(self.header.tables[name])
 
+    @property
+    def device(self) -> str:
+        """What it was measured on."""
+        return _device(self.header.environment.get("device", "–"))
+
     def stamp(self) -> pd.DataFrame:
         """Where its numbers came from: what and its value, a row each."""
         h, env = self.header, self.header.environment
@@ -152,13 +157,14 @@ class Record:
         splits = ", ".join(dict.fromkeys(m.run.get("split_by", "–") for m in trained))
         asked = f"{len(h.models)} networks: {', '.join(self.networks)}" if h.models else "none is asked"
         if trained:
-            asked += f"; split by {splits}, trained in {sum(m.seconds for m in trained):.0f} s on {trained[0].device}"
+            seconds, device = sum(m.seconds for m in trained), _device(trained[0].device)
+            asked += f"; split by {splits}, trained in {seconds:.0f} s on {device}"
         rows = {
             "record": f"{self.file}.json, outcomes sha256 {h.sha256[:16]}",
             "profile, data, seeds": f"{h.profile}, {kind}, {', '.join(map(str, self.seeds))}",
             "images": sets or "–",
             "models": asked,
-            "device, wall time": f"{env.get('device', '–')}, {h.seconds} s",
+            "device, wall time": f"{self.device}, {h.seconds} s",
             "versions": ", ".join(f"{name} {version}" for name, version in env.get("versions", {}).items()),
             "commit": str(env.get("commit") or "outside a checkout"),
             "date": h.date,
@@ -182,6 +188,10 @@ def save(header: Header, rows: pd.DataFrame, folder: Path) -> Record:
         write(path.with_suffix(".parquet"), content)
         write(path, msgspec.json.format(msgspec.json.encode(header), indent=1) + b"\n")
     return record
+
+
+def _device(name: str) -> str:
+    return name.replace(", 1 threads", ", 1 thread")  # early records know no singular
 
 
 def _checksum(header: Header) -> str:

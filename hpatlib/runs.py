@@ -432,7 +432,9 @@ def default_device() -> str:
 
 def environment(device: str) -> dict[str, Any]:
     """Where a result was computed: device, versions, and the git commit of the library's code (see ``commit``)."""
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    on_cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else on_cpu
     return {
         "device": name,
         "python": platform.python_version(),

@@ -88,7 +88,7 @@ def test_a_chapter_is_thin_and_has_three_parameters(source):
 def test_a_chapter_checks_its_parameters_before_all_else(source):
     cells = cli.cells(source)
     (parameters,) = [number for number, (tags, _) in enumerate(cells) if "parameters" in tags]
-    assert cells[parameters + 1][1].startswith("documents.check_parameters(globals())\n")
+    assert cells[parameters + 1][1].startswith("documents.check_parameters(locals())\n")
 
 
 @pytest.mark.parametrize(

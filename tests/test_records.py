@@ -57,7 +57,7 @@ def test_label_and_stamp_say_where_numbers_came_from(made, tmp_path):
     assert made.label == "Laptop profile, real data (cnmc), n = 40 images a training, seeds 0, 1, 2"
     text = made.stamp().to_string(max_colwidth=None)
     parts = ["laptop, real, 0, 1, 2", "cnmc f00d, 120 images, 64 px", "split by patient", "torch 2.0", "abc"]
-    parts += ["12.5 s", "2024-05-17", "made/fig1/laptop-real-seed0.json", made.header.sha256[:16], "CPU, 1 threads"]
+    parts += ["12.5 s", "2024-05-17", "made/fig1/laptop-real-seed0.json", made.header.sha256[:16], "CPU, 1 thread"]
     for part in parts:
         assert part in text
     drawn = {"data": "phantom", "images": [Images("phantom-cells", "f00d", 120, 64)]}

@@ -89,7 +89,7 @@ def test_the_search_reruns_figure_6_and_what_trains_or_measures_with_it(changed)
 
 
 def test_the_loop_of_training_reruns_all_that_trains(changed):
-    found = changed(("hpatlib/training.py", "optimizer.step()", "optimizer.step(None)"))
+    found = changed(("hpatlib/training.py", "stepper.step()", "stepper.step(None)"))
     assert naming("trainings |", "trainings,") <= found and "assimilation/glcm_texture" not in found
 
 

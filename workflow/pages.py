@@ -399,7 +399,7 @@ def spent(found: Sequence[Record]) -> str:
     rows = []
     for r in sorted(found, key=lambda r: r.file):
         link = f"[{r.file}]({REPOSITORY}/blob/main/evidence/{r.file}.json)"
-        commit, device = r.header.environment.get("commit", "–"), r.header.environment.get("device", "–")
+        commit, device = r.header.environment.get("commit", "–"), r.device
         rows.append([link, r.header.date[:10], commit, device, f"{r.header.seconds / 3600:.2f}"])
     if rows:
         rows.append(["all", "", "", "", f"{sum(r.header.seconds for r in found) / 3600:.2f}"])

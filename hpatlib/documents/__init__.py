@@ -29,7 +29,7 @@ PARAMETERS = ("profile", "data", "seed")  # of every chapter
 def check_parameters(namespace: Mapping[str, Any]) -> None:
     """Refuse whatever papermill gave a chapter besides its parameters, such as a misspelt one, before anything trains.
 
-    A chapter calls this with ``globals()`` right behind its cell of parameters. Papermill puts a cell of its own there,
+    A chapter calls this with ``locals()`` right behind its cell of parameters. Papermill puts a cell of its own there,
     "# Parameters", and IPython keeps the text of every cell in ``In``: names of a reader's own are left alone, and
     where there is no IPython, nothing was injected. Raises ``ValueError`` that names the others.
     """

@@ -125,8 +125,10 @@ def basis(j: Judgement) -> str:
     """Data, images, groups of images, trainings and clean accuracy behind a verdict."""
     if j.quantity is None or j.record is None:
         return "" if j.quantity is None else "the printed numbers alone"
+    from hpatlib.data import SOURCES  # which needs torch, as a verdict alone does not
+
     header, asked = j.record.header, claims.used(j.quantity, j.record) if j.quantity.n else []
-    parts = [", ".join(dict.fromkeys(images.name for images in header.images))]
+    parts = [", ".join(dict.fromkeys(SOURCES[i.name].label if i.name in SOURCES else i.name for i in header.images))]
     rows = j.record.outcomes.rows
     if "group" in rows and j.quantity.n > 1:
         groups = rows[rows["model"].isin(asked)] if asked else rows

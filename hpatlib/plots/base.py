@@ -227,7 +227,7 @@ def named(name: str, *records: Record) -> str:
 
 def label(record: Record) -> str:
     """Profile, data, n, trainings and device, as every caption ends."""
-    return f"{record.label}, {record.header.environment['device']}"
+    return f"{record.label}, {record.device}"
 
 
 def phantoms(record: Record) -> str:
