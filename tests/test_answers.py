@@ -68,7 +68,7 @@ def test_the_box_says_verdict_published_ours_basis_and_caveat(world):
     low, high = judged.quantity.interval()
     assert "Published: 50.0 % → 80.0 % (Figure 1)" in box.text
     assert f"Ours: gain +30.0 [{100 * low:+.1f}, {100 * high:+.1f}] points; the claim needs > 0.0 points" in box.text
-    assert "cnmc, 40 images a training" in box.text and "6 trainings" in box.text
+    assert "C-NMC cells, 40 images a training" in box.text and "6 trainings" in box.text
     assert "clean accuracy 90.0 % (largest class 50.0 %)" in box.text
     assert "resnet50 (imagenet) at 64 px, laptop profile; the document ran a larger network." in box.text
     assert "1 supported, 1 contradicted of 2 claims" in box.page
