@@ -3,6 +3,7 @@
 The sum of clean and adversarial loss is line 12 of Algorithm 1 without its impossible last term (L24).
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -153,6 +154,9 @@ def fit(
     and so are batch-norm statistics and the draws of this library's attacks: in the same precision, the weights are one
     process's but for rounding. Dropout alone draws for each process's images apart.
 
+    Where a last batch would be one image, of which batch norm has no variance in a map of one pixel, an epoch goes
+    without that image, each time another.
+
     Raises ``ValueError`` for an empty data set, for labels that the model has no class for, for a patience without
     validation images, for an attack together with an objective, for a loss that is not finite, for a damaged
     checkpoint, and for a training in which nothing was learned (see ``_check_alive``).
@@ -171,6 +175,7 @@ def fit(
             _check_labels(model, side, device)
     optimizer = torch.optim.Adam(_groups(model, recipe))
     best: dict[str, Tensor] = {}
+    alone = len(data) % recipe.batch_size == 1 and _refused_alone(model, data, device, attack, objective)
     rows = _restore(checkpoint, model, optimizer, best) if checkpoint is not None else []
     step, stepper, backward = team.prepared(_Step(model, attack, objective), optimizer)
     total, initial = recipe.epochs * len(data), len(rows) * len(data)
@@ -188,6 +193,9 @@ def fit(
             totals = torch.zeros(3, device=device)  # loss and hits, summed on the device: no wait inside the loop
             for images, labels in data.batches(recipe.batch_size, generator=shuffle, device=device):
                 images, count = _augmented(images, recipe.augment), len(labels)
+                if count == 1 and alone:
+                    bar.update(count)
+                    continue
                 with team.share(images, labels) as (images, labels, weight):
                     loss, hits, adversarial_hits = step(images, labels)
                     optimizer.zero_grad(set_to_none=True)
@@ -195,7 +203,7 @@ def fit(
                     stepper.step()
                 totals += weight * torch.stack([loss.detach() * len(labels), hits, adversarial_hits])
                 bar.update(count)
-            mean_loss, accuracy, adversarial = (team.total(totals) / len(data)).tolist()
+            mean_loss, accuracy, adversarial = (team.total(totals) / (len(data) - alone)).tolist()
             if not mean_loss < float("inf"):
                 raise ValueError(
                     f"the loss of epoch {epoch + 1} is {mean_loss}: lower lr={recipe.lr}, check the images"
@@ -251,6 +259,25 @@ def _check_labels(model: nn.Module, data: ImageSet | Examples, device: str | tor
             f"the images have the labels {', '.join(map(str, unknown))}, but the model answers with {classes} classes, "
             f"0…{classes - 1}: build it with as many classes as there are labels"
         )
+
+
+def _refused_alone(
+    model: nn.Module,
+    data: ImageSet | Examples,
+    device: str | torch.device,
+    attack: Attack | None,
+    objective: Objective | None,
+) -> bool:
+    """Whether a step on one image alone is refused by a batch norm."""
+    image, label = next(data.batches(1, device=device))
+    try:
+        with torch.random.fork_rng(devices=_cuda(device)):
+            _losses(copy.deepcopy(model).train(), image, label, attack, objective)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        return True
+    return False
 
 
 def _augmented(images: Tensor, how: Augment | None) -> Tensor:

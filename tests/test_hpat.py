@@ -357,7 +357,7 @@ def made(chosen) -> dict[str, Record]:
 
 STUDIES = {
     "hpat/fig1_robustness_issue": study.robustness,
-    "hpat/fig2_framework": lambda chosen: study.algorithm(chosen, batch=6, batches=2, queries=8),
+    "hpat/fig2_framework": lambda chosen: study.algorithm(chosen, batch=6, batches=2),
     "hpat/table1_benchmarks": study.benchmarks,
     "hpat/fig3_vulnerability": study.vulnerability,
     "hpat/fig4_training_strategies": study.training_strategies,
@@ -582,7 +582,7 @@ def test_algorithm_1_step_by_step_adds_up(made, chosen):
     assert "6.00/255" in steps.set_index("what")["result"]["PGD, 6 steps of 1/255"]
     changed = record.outcomes.mean("changed")
     assert changed["partners exchanged, mix"].value == 0 and 0 <= changed["partners exchanged, sum"].value <= 1
-    shown = study.walk(chosen, batch=3, queries=4)
+    shown = study.walk(chosen, batch=3)
     assert (torch.tensor(shown.pictures["A_ε(X)"] - shown.pictures["X"])).abs().max() <= 6 / 255 + 1e-6
     figure = figures.framework(shown, record)
     assert figure.alt.startswith("Pictures of 3 phantom cells") and "Smoke profile, phantoms" in figure.caption

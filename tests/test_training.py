@@ -10,6 +10,7 @@ from torch import nn
 
 from hpatlib._files import write
 from hpatlib.data import ImageSet
+from hpatlib.models import build
 from hpatlib.training import Recipe, _check_alive, fit
 
 
@@ -35,6 +36,21 @@ def test_fit_learns_and_reports_an_epoch_a_row():
     assert (model(images).argmax(dim=1) == labels).float().mean() > 0.95
     assert [set(row) for row in rows] == [{"loss", "accuracy", "seconds"}] * 3
     assert rows[-1]["loss"] < rows[0]["loss"] and not model.training
+
+
+def test_a_last_batch_of_one_is_left_out_only_where_batch_norm_refuses_it():
+    data, recipe = bright_or_dark(33), Recipe(epochs=2, batch_size=16)
+    for attack, steps in ((None, 2), (lambda model, images, labels: images, 3)):  # an attack makes two of one
+        torch.manual_seed(0)
+        model = build("simple_cnn_bn", 2, size=16, weights="scratch")
+        before = torch.get_rng_state()
+        rows = fit(model, data, recipe, attack=attack)
+        assert torch.equal(torch.get_rng_state(), before)
+        counts = {m.num_batches_tracked.item() for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+        assert counts == {2 * steps} and all(0 <= row["accuracy"] <= 1 for row in rows)
+    model = tiny()
+    fit(model, data, recipe)
+    assert model[1].num_batches_tracked == 2 * 3
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights_bit_for_bit(tmp_path):

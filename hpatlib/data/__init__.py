@@ -3,7 +3,9 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from hpatlib.data.images import ImageSet, Item, Source, cached, fingerprint
 
 __all__ = ["SOURCES", "ImageSet", "Item", "Source", "count", "even_count", "fetch", "load", "split", "status"]
 
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels and groups
 SOURCES: dict[str, Source] = {
     source.key: source
     for source in (
@@ -280,7 +283,7 @@ def _how(source: Source) -> str:
 def _phantom(source: Source, count: int, size: int, seed: int) -> ImageSet:
     if source.phantom is None:
         raise ValueError(f"{source.key} has no phantom: use its real images, or another data set.")
-    images, labels, groups = source.phantom(count, size=size, seed=seed)
+    images, labels, groups = (told.copy() for told in _drawn(source.phantom, count, size, seed))
     return ImageSet(
         name=f"phantom-{source.phantom.__name__}" if source.parts else source.key,  # else it stands in for nothing
         store=images,
@@ -290,6 +293,11 @@ def _phantom(source: Source, count: int, size: int, seed: int) -> ImageSet:
         real=False,
         fingerprint=fingerprint(images, labels, groups),
     )
+
+
+@lru_cache(maxsize=8)  # a chapter's trainings ask for the same ones again and again, and drawing 512 takes seconds
+def _drawn(draw: Callable[..., Arrays], count: int, size: int, seed: int) -> Arrays:
+    return draw(count, size=size, seed=seed)
 
 
 def _balanced(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -63,9 +63,9 @@ LIBRARY_STEP = 2 / 255  # PGD's step where a library's user does not name one
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``backbones``: the networks under attack, with their weights; ``model`` is that of the "why" chapters.
 
-    ``ladder``, ``short_ladder``: ε in grey levels of 255, for chest CT and for the other three data sets;
-    ``standard``: ε in grey levels at which the standard attacks are run together, the slides' smallest and one where
-    about half of vanilla's validation images stand; ``iterations``: of iterated attacks; ``restarts``: of PGD among the
+    ``ladder``, ``short_ladder``: ε in grey levels of 255, for chest CT and for the other three data sets; ``standard``:
+    ε in grey levels at which the standard attacks are run together, the slides' smallest and one where about half of
+    vanilla's validation images stand; ``iterations``: of iterated attacks; ``suite_iterations``, ``restarts``: of the
     standard attacks; ``queries``: of their Square attack, an image; ``most``: at most so many images of a data set,
     where the slides have more; ``textures``: images of each set whose textures are measured; ``natural``: the natural
     images that real medical ones are compared with, a key of ``data.SOURCES`` (phantoms: photographs).
@@ -78,6 +78,7 @@ class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields
     iterations: int
     restarts: int
     queries: int
+    suite_iterations: int = 20
     textures: int
     natural: str
     most: int | None = None
@@ -261,6 +262,7 @@ def stands(
     """Which images the standard attacks leave right at ε = ``level`` grey levels ``[N]``; what felled the others."""
     x, y = images.tensors(device_of(model))
     tries: dict[str, Any] = {"restarts": settings.restarts, "queries": settings.queries}
+    tries["iterations"] = settings.suite_iterations
     draws = torch.Generator().manual_seed(seed)
     found = worst_case(model, x, y, eps=level / 255, surrogates=surrogates, generator=draws, **tries)
     return found.right.cpu().numpy(), [name or "stands" for name in found.felled_by]

@@ -409,12 +409,12 @@ class Walk:
     network: list[tuple[str, str]]
 
 
-def algorithm(chosen: Chosen[Profile], *, batch: int = 16, batches: int = 4, queries: int = 100) -> Record:
+def algorithm(chosen: Chosen[Profile], *, batch: int = 16, batches: int = 4) -> Record:
     """Algorithm 1 line by line on batches of test images of each training of Adv_h with MixBN.
 
-    ``queries``: STBO's an image, the document's 100, however many the model was trained with. Rows: the loss after line
-    8 as read and as printed (L15), and whether a clean prediction changes when the adversarial images change places
-    (L23). The steps of the first training's first batch are kept as a table.
+    STBO asks as often as when measuring (the document's 100), however often the model was trained with. Rows: the loss
+    after line 8 as read and as printed (L15), and whether a clean prediction changes when the adversarial images change
+    places (L23). The steps of the first training's first batch are kept as a table.
     """
     study = Study("hpat/fig2_framework", chosen, ["stage"])
     for _, run, found in trained(strategies(chosen, ["Adv_h+MixBN"])):
@@ -422,7 +422,7 @@ def algorithm(chosen: Chosen[Profile], *, batch: int = 16, batches: int = 4, que
         at = measure.spaced(len(found.test), batch * batches)
         for number in range(batches):
             few = found.test.subset(at[number::batches])
-            steps = _Steps(found, replace(run, seed=run.seed + 1000 * number), few, queries)
+            steps = _Steps(found, replace(run, seed=run.seed + 1000 * number), few, chosen.settings.searches)
             named = pd.DataFrame(measure.named(few))
             lines = {"line 3, clean": steps.before, "line 8 as read": steps.read, "line 8 as printed": steps.printed}
             for stage, loss in lines.items():
@@ -436,12 +436,12 @@ def algorithm(chosen: Chosen[Profile], *, batch: int = 16, batches: int = 4, que
     return study.record()
 
 
-def walk(chosen: Chosen[Profile], *, batch: int = 3, queries: int = 100) -> Walk:
+def walk(chosen: Chosen[Profile], *, batch: int = 3) -> Walk:
     """The pictures of figure 2, of phantoms whatever the numbers are of."""
     (run, *_) = strategies(chosen, ["Adv_h+MixBN"])["Adv_h+MixBN"]
     run = replace(run, real=False)
     found = train_or_load(run)
-    steps = _Steps(found, run, measure.sample(found.test, batch), queries)
+    steps = _Steps(found, run, measure.sample(found.test, batch), chosen.settings.searches)
     enlarged = 0.5 + (steps.pixel - steps.images) / (2 * run.adversary.eps) if run.adversary else steps.pixel
     pictures = {"X": steps.images, "noise δ, enlarged": enlarged, "A_ε(X)": steps.pixel, "T_s(A_ε(X))": steps.turned}
     return Walk({name: x.cpu().numpy() for name, x in pictures.items()}, steps.network())
