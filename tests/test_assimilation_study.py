@@ -265,7 +265,7 @@ def test_textures_and_doses_are_those_of_the_loss_itself(records, chosen):
     x, _ = sample(model.test, SHOWN).tensors()
     with torch.no_grad():
         picture = model.model.colour_image(x)
-        expected = study.texture_loss(32)(picture, x)
+        expected = study.texture_loss(chosen.size)(picture, x)
         spread = (picture.amax(dim=1) - picture.amin(dim=1)).mean()
     cell = record.outcomes.mean("texture")["chest_ct", NETWORK, "assimilated"]
     assert cell.values[0] == pytest.approx(float(expected), rel=2e-3)  # stored in half precision
@@ -610,9 +610,9 @@ def test_figures_of_textures_and_tables(records, chosen):
     assert set(drawn["training"]) == {"with GLCM loss", "without GLCM loss"} and "all five" in set(drawn["column"])
     shown = study.pictures(chosen)
     assert {name: p.shape for name, p in shown["brain_mri"].items()} == {
-        "original": (2, 1, 32, 32),
-        "without GLCM loss": (2, 3, 32, 32),
-        "with GLCM loss": (2, 3, 32, 32),
+        "original": (2, 1, 24, 24),
+        "without GLCM loss": (2, 3, 24, 24),
+        "with GLCM loss": (2, 3, 24, 24),
     }
     assert "without GLCM loss by" in figures.repainted(shown, record).alt
     tables = records["datasets_and_training"]

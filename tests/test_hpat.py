@@ -577,12 +577,12 @@ def test_algorithm_1_step_by_step_adds_up(made, chosen):
     record = made["hpat/fig2_framework"]
     steps = record.table("steps")
     passes = steps[steps["what"] == "forward passes an image"]["result"].astype(float).tolist()
-    # 6 of PGD and 8 of STBO, whose first answer is checked on one image; as printed, after each of the 6 steps.
-    assert passes == pytest.approx([6 + 8 + 1 / 6, 6 * (1 + 8 + 1 / 6)], abs=0.06)
+    # 6 of PGD and 3 of STBO, whose first answer is checked on one image; as printed, after each of the 6 steps.
+    assert passes == pytest.approx([6 + 3 + 1 / 6, 6 * (1 + 3 + 1 / 6)], abs=0.06)
     assert "6.00/255" in steps.set_index("what")["result"]["PGD, 6 steps of 1/255"]
     changed = record.outcomes.mean("changed")
     assert changed["partners exchanged, mix"].value == 0 and 0 <= changed["partners exchanged, sum"].value <= 1
-    shown = study.walk(chosen, batch=3)
+    shown = study.walk(chosen, batch=3, queries=4)
     assert (torch.tensor(shown.pictures["A_ε(X)"] - shown.pictures["X"])).abs().max() <= 6 / 255 + 1e-6
     figure = figures.framework(shown, record)
     assert figure.alt.startswith("Pictures of 3 phantom cells") and "Smoke profile, phantoms" in figure.caption

@@ -436,12 +436,12 @@ def algorithm(chosen: Chosen[Profile], *, batch: int = 16, batches: int = 4) -> 
     return study.record()
 
 
-def walk(chosen: Chosen[Profile], *, batch: int = 3) -> Walk:
-    """The pictures of figure 2, of phantoms whatever the numbers are of."""
+def walk(chosen: Chosen[Profile], *, batch: int = 3, queries: int = 100) -> Walk:
+    """The pictures of figure 2, of phantoms whatever the numbers are of; with few ``queries``, STBO turns little."""
     (run, *_) = strategies(chosen, ["Adv_h+MixBN"])["Adv_h+MixBN"]
     run = replace(run, real=False)
     found = train_or_load(run)
-    steps = _Steps(found, run, measure.sample(found.test, batch), chosen.settings.searches)
+    steps = _Steps(found, run, measure.sample(found.test, batch), queries)
     enlarged = 0.5 + (steps.pixel - steps.images) / (2 * run.adversary.eps) if run.adversary else steps.pixel
     pictures = {"X": steps.images, "noise δ, enlarged": enlarged, "A_ε(X)": steps.pixel, "T_s(A_ε(X))": steps.turned}
     return Walk({name: x.cpu().numpy() for name, x in pictures.items()}, steps.network())
