@@ -122,7 +122,7 @@ def shown(ratio: float | None) -> str:
     """A ratio for readers: 1.02 stays, 0.002 becomes 1/500."""
     if ratio is None:
         return "–"
-    return f"{ratio:.2f}" if ratio >= 0.5 else f"1/{1 / ratio:.3g}"
+    return f"{ratio:.2f}" if ratio >= 0.5 or ratio == 0 else f"1/{1 / ratio:.3g}"
 
 
 def show(rows: Iterable[tuple[str, Row]]) -> int:

@@ -106,7 +106,7 @@ def agreement(options: argparse.Namespace) -> list[Row]:
     real = "HPAT_DATA" in os.environ
     about = {"split_by": "patient", "test": 0.2, "model": "simple_cnn", "weights": "scratch", "seed": 0}
     count, recipe = None if real else 256, Recipe(epochs=8)
-    run = runs.Run(dataset="busi", real=real, size=64, count=count, recipe=recipe, **about)
+    run = runs.Run(dataset="busi", real=real, size=32, count=count, recipe=recipe, **about)
     trained = runs.train_or_load(run, device=options.device)
     images, labels = trained.test.tensors(options.device)
     rows: list[Row] = []
