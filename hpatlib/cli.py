@@ -416,6 +416,8 @@ def _attended(command: list[str], root: Path, environment: dict[str, str], lock:
     for each in every:
         if before[each] != signal.SIG_IGN:  # as nohup wants it
             signal.signal(each, stop)
+        elif each == signal.SIGINT:  # as & in a script wants it; Snakemake, which would inherit that, must hear it
+            signal.signal(each, lambda *_: None)
     try:
         with subprocess.Popen(command, cwd=root, env=environment, pass_fds=[lock], process_group=0) as workflow:
             group.append(workflow.pid)

@@ -1224,6 +1224,7 @@ def tried(section: str, kills: int) -> tuple[list[tuple[str, str]], float]:
     """What became of each case of a section, and the seconds that they took."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # what a case looks at it records itself
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # commands start as in a terminal, whatever started us
     started, found = time.monotonic(), []
     if section in SLOW:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
