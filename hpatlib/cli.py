@@ -395,7 +395,14 @@ def _one_book(root: Path) -> Iterator[int]:
             file.seek(0)
             typer.echo(f"another hpat book is at work here ({file.read().strip()}): waiting for it", err=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        _stopped_by(file.fileno(), str(os.getpid()))
         yield file.fileno()
+
+
+def _stopped_by(lock: int, pid: str) -> None:
+    """Write into the lock of the book what ends its work: an interrupt to a process, or to the group ``-- -pid``."""
+    os.ftruncate(lock, 0)
+    os.write(lock, f"kill -INT {pid} stops it".encode())
 
 
 def _attended(command: list[str], root: Path, environment: dict[str, str], lock: int) -> int:
@@ -416,11 +423,12 @@ def _attended(command: list[str], root: Path, environment: dict[str, str], lock:
     for each in every:
         if before[each] != signal.SIG_IGN:  # as nohup wants it
             signal.signal(each, stop)
+        elif each == signal.SIGINT:  # as & in a script wants it; Snakemake, which would inherit that, must hear it
+            signal.signal(each, lambda *_: None)
     try:
         with subprocess.Popen(command, cwd=root, env=environment, pass_fds=[lock], process_group=0) as workflow:
             group.append(workflow.pid)
-            os.ftruncate(lock, 0)
-            os.write(lock, f"kill -INT -- -{workflow.pid} stops it".encode())
+            _stopped_by(lock, f"-- -{workflow.pid}")
             if asked:  # before it had a group
                 stop(asked[0], None)
             code = workflow.wait()

@@ -11,7 +11,6 @@ believed, "raw: …" which error came out as it was.
 import argparse
 import contextlib
 import errno
-import functools
 import hashlib
 import http.server
 import io
@@ -30,6 +29,8 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
@@ -76,7 +77,7 @@ CELLS = {("Standard", "H0"): 0.9, ("Standard", "H6"): 0.4}
 CONDITIONS = ("training", "environment")
 
 
-@functools.cache
+@cache
 def whole_record() -> tuple[bytes, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         tables = {"steps": [{"line": "3", "loss": 0.5}]}
@@ -288,7 +289,7 @@ def fuzz_records(folder: Path, count: int = 10_000) -> str:
             if not content:
                 content = bytearray(b"0")
         target = path if number % 4 else path.with_suffix(".parquet")
-        target.write_bytes(content)
+        anew(target, content)
         try:
             found = records.read(path)
         except ValueError as error:
@@ -299,8 +300,14 @@ def fuzz_records(folder: Path, count: int = 10_000) -> str:
         else:
             if found.header != before.header or not found.outcomes.rows.equals(before.outcomes.rows):
                 return f"silent: case {number}"
-        target.write_bytes(header if number % 4 else parquet)
+        anew(target, header if number % 4 else parquet)
     return "clear"
+
+
+def anew(path: Path, content: bytes) -> None:
+    """Write a file that may be there. It is deleted first: a disk is waited for where a file is written over."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
 
 
 # Models, checkpoints, weights and decoded images -------------------------------------------------------------------
@@ -428,7 +435,7 @@ def decoded(damage: Callable[[Path], object]) -> Case:
 
     def case(folder: Path) -> str:
         where = own_folder(folder)
-        load = functools.partial(ImageSet.from_folder, where, size=16, cache=folder / "cache")
+        load = partial(ImageSet.from_folder, where, size=16, cache=folder / "cache")
         before = load()
         pixels = before.images.copy()
         (entry,) = (path for path in (folder / "cache").iterdir() if path.name != "locks")
@@ -883,7 +890,7 @@ class Server(http.server.BaseHTTPRequestHandler):
             pass
 
 
-@functools.cache
+@cache
 def server() -> str:
     listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
@@ -1006,29 +1013,36 @@ import hashlib
 from hpatlib.runs import Run, train_or_load
 from hpatlib.training import Recipe, serialise
 
-recipe = Recipe(epochs=2, batch_size=16)
-run = Run("cnmc", False, 32, 96, "patient", 1 / 3, "simple_cnn_bn", "scratch", recipe, seed)
-weights = train_or_load(run, device="cpu").model.state_dict()
-print("weights", hashlib.sha256(serialise(weights)).hexdigest())
+recipe, said = Recipe(epochs=2, batch_size=16), hashlib.sha256()
+for number in (seed, OWN):
+    run = Run("cnmc", False, 32, 96, "patient", 1 / 3, "simple_cnn_bn", "scratch", recipe, number)
+    said.update(serialise(train_or_load(run, device="cpu").model.state_dict()))
+print("weights", said.hexdigest())
 ```
 """
-# All of the book's engine but Sphinx, which takes minutes: of the pages, it stages what it would build.
+# All of the book's engine but Sphinx, which takes minutes: what comes before it and behind it finds what it needs.
 SPHINX = re.compile(r'"\(cd _build/source && \{BOOK:q\} build .*\) && "')
-COPY = '"mkdir -p _build/html && sleep 1 && touch _build/html/index.html && "'
+STAND_IN = (
+    '"mkdir -p _build/html/_static/scripts && sleep 1 && '
+    'touch _build/html/index.html _build/html/_static/scripts/fontawesome.js && "'
+)
 
 
 def tiny_checkout(folder: Path, chapters: int = 2) -> Path:
-    """A checkout of small chapters under a path with spaces and other letters."""
+    """A checkout under a path with spaces and other letters, whose library has no documents; each of its chapters
+    trains a model that all share, and one of its own."""
     root = folder / "a b" / "ünï"
-    for number in range(1, chapters + 1):
-        write(root / f"notebooks/made/fig{number}.md", TINY.replace("seed = 0", f"seed = {number}").encode())
+    names = [f"notebooks/made/fig{number}" for number in range(1, chapters + 1)]
+    for number, name in enumerate(names, 1):
+        write(root / f"{name}.md", TINY.replace("OWN", str(number)).encode())
+    listed = {"root": "book/index", "parts": [{"chapters": [{"file": f"{name}.ipynb"} for name in names]}]}
+    write(root / "book/_toc.yml", json.dumps(listed).encode())
     for name in ("_config.yml", "requirements.lock"):
         shutil.copy(ROOT / name, root / name)
-    (root / "book").mkdir()
-    shutil.copytree(ROOT / "workflow", root / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "hpatlib").symlink_to(ROOT / "hpatlib")
+    shutil.copytree(ROOT / "workflow", root / "workflow")
+    shutil.copytree(ROOT / "hpatlib", root / "hpatlib", ignore=shutil.ignore_patterns("published.toml"))
     engine = root / "workflow/Snakefile"
-    text, found = SPHINX.subn(COPY, engine.read_text("utf-8"))
+    text, found = SPHINX.subn(STAND_IN, engine.read_text("utf-8"))
     assert found == 1
     engine.write_text(text, "utf-8")
     return root
@@ -1036,7 +1050,8 @@ def tiny_checkout(folder: Path, chapters: int = 2) -> Path:
 
 def hpat(root: Path, home: Path, *arguments: str) -> subprocess.Popen[str]:
     """A command of ours in a session of its own, as a terminal would have it."""
-    environment = {**os.environ, "HPAT_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HPAT_HOME": str(home), "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a start compiles 3,000 modules where none has kept them
     return subprocess.Popen(
         [sys.executable, "-m", "hpatlib", *arguments],
         cwd=root,
@@ -1049,10 +1064,9 @@ def hpat(root: Path, home: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def digest(notebook: Path) -> str:
-    """What an executed chapter says about its weights."""
-    cells = json.loads(notebook.read_text("utf-8"))["cells"]
-    outputs = ["".join(o.get("text", "")) for c in cells if c["cell_type"] == "code" for o in c["outputs"]]
-    return next(line for line in "".join(outputs).splitlines() if line.startswith("weights "))
+    """What an executed chapter says about its weights, wherever a progress bar stood then; empty where it does not."""
+    found = re.search(r"weights ([0-9a-f]{64})", notebook.read_text("utf-8"))
+    return found[1] if found else ""
 
 
 def leftovers(*folders: Path) -> list[Path]:
@@ -1068,15 +1082,24 @@ def result(process: subprocess.Popen[str], notebooks: list[Path], weights: list[
     said, _ = process.communicate(timeout=900)
     if process.returncode:
         return f"raw: exit code {process.returncode}: {said[-400:]}"
-    if [digest(path) for path in notebooks] != weights:
+    if [digest(path) for path in notebooks] != weights or "" in weights:
         return "silent: other weights"
     left = leftovers(*folders)
     return f"silent: left {left[0]}" if left else "clear"
 
 
+def at_work(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Whether a process has not ended by itself after so many seconds."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
 def kill_chapters(folder: Path, kills: int) -> Iterator[tuple[str, str]]:
-    """One chapter is killed at a random moment and run again, ``kills`` times, each time from where the last one came
-    to (every fifth from nothing), every other without Jupyter."""
+    """A chapter is killed at random moments, each time from where the last one came to, and then ends by itself; again
+    from nothing, until it was killed ``kills`` times, every other time without Jupyter."""
     root, home, draws = tiny_checkout(folder, 1), folder / "home", random.Random(0)
     started = time.monotonic()
     whole = result(hpat(root, folder / "whole", "run", "made/fig1"), [], [], folder / "whole")
@@ -1086,24 +1109,19 @@ def kill_chapters(folder: Path, kills: int) -> Iterator[tuple[str, str]]:
     if whole != "clear":
         return
     weights = [digest(folder / "whole" / notebook)]
-    for number in range(kills):
-        if number % 5 == 0:
-            shutil.rmtree(home, ignore_errors=True)
-        plain = ["--plain"] if number % 2 else []
-        process = hpat(root, home, "run", "made/fig1", *plain)
-        moment = draws.uniform(0.1, 1.0) * took
-        time.sleep(moment)
-        stop = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[number % 5]
-        process.send_signal(stop)
-        process.wait(60)
-        if number % 5 == 4 or number == kills - 1:
-            again = hpat(root, home, "run", "made/fig1")
-            yield (
-                f"{number + 1} kills of a chapter",
-                result(again, [home / notebook], weights, home),
-            )
-        else:
-            yield f"kill {number + 1}", "clear"
+    signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    killed = 0
+    while killed < kills:
+        shutil.rmtree(home, ignore_errors=True)
+        for _ in range(min(5, kills - killed)):
+            process = hpat(root, home, "run", "made/fig1", *(["--plain"] if killed % 2 else []))
+            if not at_work(process, draws.uniform(0.1, 1.0) * took):
+                break
+            process.send_signal(signals[killed % 5])
+            process.wait(60)
+            killed += 1
+            yield f"kill {killed} of a chapter", "clear"
+        yield f"after kill {killed}", result(hpat(root, home, "run", "made/fig1"), [home / notebook], weights, home)
 
 
 def race_chapters(folder: Path, several: int = 3) -> Iterator[tuple[str, str]]:
@@ -1119,35 +1137,38 @@ def race_chapters(folder: Path, several: int = 3) -> Iterator[tuple[str, str]]:
 
 
 def kill_books(folder: Path, kills: int) -> Iterator[tuple[str, str]]:
-    """A book of two chapters is stopped at random moments; then one more `hpat book` builds it by itself."""
+    """A book of two chapters is stopped at random moments, each time from where the last one came to; then one more
+    `hpat book` builds it by itself. Again from nothing, until it was stopped ``kills`` times."""
     root, home, draws = tiny_checkout(folder), folder / "home", random.Random(0)
     started = time.monotonic()
-    process = hpat(root, folder / "whole", "book")
-    said, _ = process.communicate(timeout=900)
+    whole = result(hpat(root, folder / "whole", "book"), [], [], folder / "whole")
     took = time.monotonic() - started
-    yield "a book that is not stopped", f"raw: {said[-400:]}" if process.returncode else "clear"
-    if process.returncode:
+    yield "a book that is not stopped", whole
+    if whole != "clear":
         return
     notebooks = [root / f"_build/run/smoke-default/made/fig{n}.ipynb" for n in (1, 2)]
     weights = [digest(path) for path in notebooks]
-    shutil.rmtree(root / "_build")
-    for number in range(kills):
-        process = hpat(root, home, "book")
-        time.sleep(draws.uniform(0.1, 0.9) * took)
-        kind = ("SIGKILL", "all at once", "SIGINT", "SIGTERM", "SIGHUP", "SIGKILL")[number % 6]
-        if kind == "all at once":  # as where the power fails
-            for each in [process.pid, *below(process.pid)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(each, signal.SIGKILL)
-        else:
-            process.send_signal(getattr(signal, kind))
-        process.wait(300)
-        alive = below(process.pid) if kind.startswith("SIG") and kind != "SIGKILL" else []
-        yield f"{kind} to a book", f"silent: left {len(alive)} processes running" if alive else "clear"
-    yield (
-        "the book afterwards",
-        result(hpat(root, home, "book"), notebooks, weights, root / "_build/run", home / "models"),
-    )
+    kinds, killed = ("SIGKILL", "all at once", "SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"), 0
+    while killed < kills:
+        shutil.rmtree(root / "_build", ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
+        for _ in range(min(6, kills - killed)):
+            process, kind = hpat(root, home, "book"), kinds[killed % 6]
+            if not at_work(process, draws.uniform(0.1, 1.0) * took):
+                break
+            started = [process.pid, *below(process.pid)]
+            if kind == "all at once":  # as where the power fails
+                for each in started:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(each, signal.SIGKILL)
+            else:
+                process.send_signal(getattr(signal, kind))
+            process.wait(300)
+            killed += 1
+            alive = [] if kind == "SIGKILL" else outliving(started, 10)
+            yield f"{kind} to a book", f"silent: left {len(alive)} processes running" if alive else "clear"
+        again = hpat(root, home, "book")
+        yield f"the book after kill {killed}", result(again, notebooks, weights, root / "_build/run", home / "models")
     yield "the book once more", result(hpat(root, home, "book"), notebooks, weights, root / "_build/run")
 
 
@@ -1159,6 +1180,18 @@ def below(pid: int) -> list[int]:
     return [*children, *(each for child in children for each in below(child))]
 
 
+def outliving(pids: list[int], seconds: float) -> list[int]:
+    """Which of the processes are there after so many seconds; none as soon as all have ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        there = subprocess.run(["ps", "-e", "-o", "pid=,stat="], capture_output=True, text=True).stdout.splitlines()
+        running = {int(pid) for pid, state in map(str.split, there) if not state.startswith("Z")}
+        if running.isdisjoint(pids):
+            return []
+        time.sleep(0.1)
+    return sorted(running.intersection(pids))
+
+
 def race_books(folder: Path) -> Iterator[tuple[str, str]]:
     """Two books at once: the second waits for the first, and says how to stop it."""
     root = tiny_checkout(folder)
@@ -1168,47 +1201,63 @@ def race_books(folder: Path) -> Iterator[tuple[str, str]]:
     yield "two books end well", "clear" if fine else f"raw: {said}"
     named = sum("another hpat book is at work here" in each and "stops it" in each for each in said)
     yield "the second waits, and says for whom", "clear" if named == 1 else f"silent: {said}"
+    chapter = root / "notebooks/made/fig1.md"
+    chapter.write_text(chapter.read_text("utf-8").replace("import hashlib", "1 / 0"), "utf-8")
+    book = hpat(root, folder / "home", "book")
+    while book.stdout.readline()[:7] not in ("Execute", ""):
+        """Until the chapter runs."""
+    book.stdout.close()
+    ended = not at_work(book, 300) and book.returncode
+    book.kill()
+    yield "a chapter fails where nobody reads any more", "clear" if ended else "silent: the book waits for ever"
 
 
-SLOW = {
-    "kills of a chapter": lambda folder, kills: kill_chapters(folder, kills),
-    "races of a chapter": lambda folder, kills: race_chapters(folder),
-    "kills of the book": lambda folder, kills: kill_books(folder, max(6, kills // 5)),
+SLOW: dict[str, Callable[[Path, int], Iterator[tuple[str, str]]]] = {
+    "kills of the book": kill_books,
+    "kills of a chapter": kill_chapters,
     "races of the book": lambda folder, kills: race_books(folder),
+    "races of a chapter": lambda folder, kills: race_chapters(folder),
 }
+
+
+def tried(section: str, kills: int) -> tuple[list[tuple[str, str]], float]:
+    """What became of each case of a section, and the seconds that they took."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # what a case looks at it records itself
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # commands start as in a terminal, whatever started us
+    started, found = time.monotonic(), []
+    if section in SLOW:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            found = list(SLOW[section](Path(folder).resolve(), kills))
+    for name, case in QUICK.get(section, {}).items():
+        with tempfile.TemporaryDirectory() as folder:
+            found.append((name, case(Path(folder).resolve())))
+    return found, time.monotonic() - started
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="no kills and no races")
-    parser.add_argument("--kills", type=int, default=30, help="of a chapter; of the book a fifth [30]")
+    parser.add_argument("--kills", type=int, default=30, help="of the book, and of a chapter [30]")
     parser.add_argument("--only", default="", help="sections whose name begins so")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # what a case looks at it records itself
-    table, problems = [], []
+    sections = [name for name in (*(() if options.quick else SLOW), *QUICK) if name.startswith(options.only)]
+    started, total, problems = time.monotonic(), [0, 0, 0, 0], []
 
-    def count(section: str, found: list[tuple[str, str]], seconds: float) -> None:
-        kinds = [outcome.split(":")[0] for _, outcome in found]
-        table.append([section, len(found), *(kinds.count(kind) for kind in ("clear", "silent", "raw")), round(seconds)])
-        problems.extend(f"{section}: {name}: {outcome}" for name, outcome in found if outcome != "clear")
+    def row(name: str, *cells: object) -> None:
+        print(f"{name:26}" + "".join(f"{each:>9}" for each in cells), flush=True)
 
-    for section, cases in QUICK.items():
-        started, found = time.monotonic(), []
-        for name, case in cases.items() if section.startswith(options.only) else ():
-            with tempfile.TemporaryDirectory() as folder:
-                found.append((name, case(Path(folder).resolve())))
-        if found:
-            count(section, found, time.monotonic() - started)
-    for section, several in SLOW.items() if not options.quick else ():
-        if section.startswith(options.only):
-            started = time.monotonic()
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                count(section, list(several(Path(folder).resolve(), options.kills)), time.monotonic() - started)
-    rows = [["", "tried", "clear", "silent", "raw", "seconds"], *table]
-    rows.append(["all", *(sum(row[k] for row in table) for k in range(1, 6))])
-    for row in rows:
-        print(f"{row[0]:26}" + "".join(f"{each:>9}" for each in row[1:]))
+    row("", "tried", "clear", "silent", "raw", "seconds")
+    with ProcessPoolExecutor(2) as pool:  # a section waits much and computes little
+        for section, (found, seconds) in zip(
+            sections, pool.map(partial(tried, kills=options.kills), sections), strict=True
+        ):
+            kinds = [outcome.split(":")[0] for _, outcome in found]
+            counts = [len(found), *map(kinds.count, ("clear", "silent", "raw"))]
+            total = [a + b for a, b in zip(total, counts, strict=True)]
+            row(section, *counts, round(seconds))
+            problems += [f"{section}: {name}: {outcome}" for name, outcome in found if outcome != "clear"]
+    row("all", *total, round(time.monotonic() - started))
     print("\n".join(problems))
     return 1 if problems else 0
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -372,6 +373,17 @@ def test_relative_folders_are_those_of_whoever_calls_in_the_plan_and_in_its_jobs
     monkeypatch.setattr(jobs, "prepare", lambda *_: ["a training"])
     assert invoke(cli.app, ["book", "--fan-out", "--chapter", "made/fig1"]).exit_code == 1
     assert seen == [outside / "models"] * 2
+
+
+def test_a_book_that_a_script_started_behind_itself_hears_what_stops_it(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as & does it
+    try:
+        with open(tmp_path / "lock", "w") as lock:
+            ignores = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+            assert cli._attended([sys.executable, "-c", ignores], tmp_path, dict(os.environ), lock.fileno()) == 0
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_importing_the_library_needs_neither_jupyter_nor_torchvision():

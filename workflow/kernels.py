@@ -4,7 +4,8 @@
     python workflow/kernels.py start FOLDER ARGUMENT …   what the kernel specification in FOLDER calls
 
 A kernel is a process of its own, with the environment, working folder and output of whoever asked for it, and dies with
-them. Where nobody serves FOLDER (any more), or on another machine of a cluster, an ordinary kernel starts instead.
+them, not with the server. Where nobody serves FOLDER (any more), or on another machine of a cluster, an ordinary kernel
+starts instead.
 """
 
 import contextlib
@@ -78,6 +79,7 @@ def become_kernel(connection: socket.socket) -> None:
         os.dup2(descriptor, number)
         os.close(descriptor)
     asked = json.loads(connection.makefile().readline())
+    connection.sendall(b".")
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["folder"])
@@ -85,20 +87,22 @@ def become_kernel(connection: socket.socket) -> None:
     threading.Thread(target=lambda: connection.recv(1) or os._exit(1), daemon=True).start()  # dies with its asker
     from ipykernel.kernelapp import launch_new_instance
 
-    launch_new_instance(asked["arguments"])
+    # Its parent is the server, which may end before it; 1, the process that never ends, is not watched.
+    launch_new_instance([*asked["arguments"], "--IPKernelApp.parent_handle=1"])
 
 
 def start(folder: Path, arguments: list[str]) -> None:
     """Ask the server for a kernel and stay as long as it lives; without a server, become one."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(str(folder / "socket"))
-            socket.send_fds(connection, [b"."], [0, 1, 2])
-        except OSError:
-            os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", *arguments])
-        asked = {"environment": dict(os.environ), "folder": os.getcwd(), "arguments": arguments}
+    asked = {"environment": dict(os.environ), "folder": os.getcwd(), "arguments": arguments}
+    taken = b""
+    with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
+        connection.connect(str(folder / "socket"))
+        socket.send_fds(connection, [b"."], [0, 1, 2])
         connection.sendall(json.dumps(asked).encode() + b"\n")
-        connection.recv(1)
+        if taken := connection.recv(1):
+            connection.recv(1)
+    if not taken:  # nobody serves, or the server has ended before it came to us
+        os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", *arguments])
 
 
 if __name__ == "__main__":
