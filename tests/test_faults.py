@@ -1,5 +1,7 @@
 """Whatever is broken on purpose in `faults.py` ends in a clear sentence, or goes on by itself; kills are left to
-`make test-faults`."""
+`make test-faults`, and so are nine tenths of the fuzz."""
+
+from functools import partial
 
 import faults
 import pytest
@@ -8,6 +10,9 @@ from hpatlib import documents
 from hpatlib.documents import hpat
 
 CASES = {f"{section}: {name}": case for section, cases in faults.QUICK.items() for name, case in cases.items()}
+CASES = {name: case for name, case in CASES.items() if case not in faults.FUZZ.values()}
+CASES |= {f"{fuzz.__name__}, a tenth": partial(fuzz, count=1000) for fuzz in (faults.fuzz_records, faults.fuzz_images)}
+CASES |= {f"fuzz_layout of {key}, a tenth": faults.fuzz_layout(key, 150) for key in faults.LOADERS}
 
 
 @pytest.mark.parametrize("name", CASES)
