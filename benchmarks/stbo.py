@@ -3,10 +3,10 @@
 Time: Lite0 and ResNet18, frozen, 64 px, batch 32, 100 evaluations, against 100 bare forwards and warps of the same
 batch (claim: ≤ 1.15), and the Gaussian processes alone against BoTorch fitting and searching one image at a time
 (claim: ≥ 500 × less).
-Loss: a Lite0 (the first of ``--models``) trained for minutes on phantoms (or on real C-NMC cells where HPAT_DATA is set), 32 test
-images, three seeds, at ±30°, ±3 px and ±180°, ±12 of 300 px: mean worst loss as a share of the best that any of them
-found, after 100 units, a gradient counting as three (claims: ≥ 99.5 % at ±30° and ≥ 98 % at ±180°; at least the
-775-point grid in both).
+Loss: a Lite0 (the first of ``--models``) trained for minutes on phantoms (or on real C-NMC cells where HPAT_DATA is
+set), 32 test images, three seeds, at ±30°, ±3 px and ±180°, ±12 of 300 px: mean worst loss as a share of the best that
+any of them found, after 100 units, a gradient counting as three (claims: ≥ 99.5 % at ±30° and ≥ 98 % at ±180°; at least
+the 775-point grid in both).
 With ``cma`` and ``optuna`` installed, they search the first four images too.
 """
 

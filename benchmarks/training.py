@@ -15,7 +15,7 @@ from hpatlib.documents import hpat
 from hpatlib.documents.hpat import study
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import branch, convert_mixbn
-from hpatlib.spatial import losses
+from hpatlib.spatial import transform
 from hpatlib.training import Examples, Recipe, fit
 
 BATCH, STEPS = 16, 4
@@ -42,7 +42,7 @@ def step_and_passes(name: str, size: int, options: argparse.Namespace) -> Row:
                     x = (x.detach() + adversary.step * gradient.sign()).clamp(0, 1)
                 with torch.no_grad():
                     for _ in range(adversary.evaluations):
-                        losses(model, x, y, (2 * torch.rand(len(x), 3, device=device) - 1) * box)
+                        model(transform(x, (2 * torch.rand(len(x), 3, device=device) - 1) * box))
             model.train().requires_grad_(True)
             with branch(model, "mix"):
                 loss = F.cross_entropy(model(torch.cat([x, x])), y.repeat(2))
