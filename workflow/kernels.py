@@ -92,16 +92,19 @@ def become_kernel(connection: socket.socket) -> None:
 
 
 def start(folder: Path, arguments: list[str]) -> None:
-    """Ask the server for a kernel and stay as long as it lives; without a server, become one."""
+    """Ask the server for a kernel and stay as long as it and the asker live; without a server, become one."""
     asked = {"environment": dict(os.environ), "folder": os.getcwd(), "arguments": arguments}
-    taken = b""
+    asker, taken = os.getppid(), b""
     with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
         connection.connect(str(folder / "socket"))
         socket.send_fds(connection, [b"."], [0, 1, 2])
         connection.sendall(json.dumps(asked).encode() + b"\n")
-        if taken := connection.recv(1):
-            connection.recv(1)
-    if not taken:  # nobody serves, or the server has ended before it came to us
+        while os.getppid() == asker:  # where the asker is killed, the kernel ends as this does
+            if select.select([connection], [], [], 1)[0]:
+                if not (said := connection.recv(1)):
+                    break
+                taken = said
+    if not taken and os.getppid() == asker:  # nobody serves, or the server has ended before it came to us
         os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", *arguments])
 
 
