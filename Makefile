@@ -92,6 +92,6 @@ $(ready): requirements.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	test -x $(bin)/python || $(PYTHON) -m venv .venv
 	$(bin)/python -m pip install --quiet "uv>=0.5"
-	$(bin)/uv pip install --quiet --python $(bin)/python --no-deps --require-hashes -r requirements.lock
+	$(bin)/uv pip install --quiet --compile-bytecode --python $(bin)/python --no-deps --require-hashes -r requirements.lock
 	$(bin)/uv pip install --quiet --python $(bin)/python --no-deps --no-build-isolation -e .
 	touch $@
