@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import pandas as pd
 import torch
@@ -15,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from hpatlib import claims, records
+from hpatlib import claims, outcomes, records
+from hpatlib._files import home, sealed, source, unsealed, write
 from hpatlib._model import device_of, held_still
 from hpatlib.data import ImageSet
 from hpatlib.documents.profiles import Chosen
@@ -28,6 +35,7 @@ from hpatlib.stbo import stbo
 from hpatlib.worst_case import worst_case
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Item = TypeVar("Item")
 BATCH = 64
 SUITE = partial(worst_case, iterations=20, restarts=1, queries=100)  # the worst case's pixel part: what a CPU affords
 
@@ -194,7 +202,8 @@ def spaced(length: int, count: int) -> np.ndarray:
 class Study:
     """Collects what one chapter measures. Starting one checks the chapter's claims, before anything trains.
 
-    It keeps provenance and outcomes, never a model or a pixel.
+    It keeps provenance and outcomes, never a model or a pixel. What the `steps` of a chapter have added lies below
+    ``home()/measured`` until the record is written, so that one that was stopped goes on at the step it was in.
     """
 
     def __init__(self, chapter: str, chosen: Chosen, conditions: Sequence[str]) -> None:
@@ -204,18 +213,68 @@ class Study:
         self.models: dict[str, Model] = {}
         self.images: dict[str, Images] = {}
         self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.seconds = 0.0  # that kept steps took
+        self._number = itertools.count()
+        self._kept = home() / "measured" / chapter / f"{chosen.profile}-{chosen.data}-seed{chosen.seed}"
 
-    def add(self, asked: Trained | Model | None, outcomes: pd.DataFrame, **conditions: object) -> None:
+    def steps(self, items: Iterable[Item], key: Callable[[Item], str]) -> Iterator[Item]:
+        """Those of ``items`` that nothing is kept of; whatever is added until the next is asked for is kept.
+
+        ``key`` is what decides a step beside its place in the chapter, the chapter's parameters, the library's source,
+        and device and versions: as a rule the key of the model that is asked, which stands for its images too.
+        """
+        where = environment(default_device())
+        decided = [self.chapter, self.chosen, source(), where["device"], where["versions"]]
+        for item in items:
+            told = repr([*decided, next(self._number), key(item)]).encode()
+            path = self._kept / f"{hashlib.blake2b(told, digest_size=8).hexdigest()}.json"
+            if path.is_file() and self._recall(path):
+                continue
+            started, parts = time.perf_counter(), len(self.parts)
+            before = {name: len(rows) for name, rows in self.tables.items()}
+            yield item
+            rows = pd.concat(self.parts[parts:], ignore_index=True) if self.parts[parts:] else pd.DataFrame()
+            about = {
+                "models": msgspec.to_builtins(list(self.models.values())),
+                "images": msgspec.to_builtins(list(self.images.values())),
+                "tables": {name: table[before.get(name, 0) :] for name, table in self.tables.items()},
+                "seconds": time.perf_counter() - started,
+            }
+            content = outcomes.encode(rows)
+            write(path.with_suffix(".parquet"), content)
+            write(path, sealed(about | {"sha256": hashlib.sha256(content).hexdigest()}))
+
+    def _recall(self, path: Path) -> bool:
+        """Add what a step has kept at ``path``; whether it was whole."""
+        try:
+            about, content = unsealed(path), path.with_suffix(".parquet").read_bytes()
+            if hashlib.sha256(content).hexdigest() != about["sha256"]:
+                raise ValueError(f"{path.with_suffix('.parquet')} is damaged: it is not what {path.name} speaks of")
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{error}: its step is measured anew", stacklevel=3)
+            return False
+        for images in msgspec.convert(about["images"], list[Images]):
+            self.images.setdefault(images.fingerprint, images)
+        numbers = [self.model(model) for model in msgspec.convert(about["models"], list[Model])]
+        rows = outcomes.decode(content)
+        if len(rows):
+            self.parts.append(rows.assign(model=np.array(numbers or [0])[rows["model"]]))
+        for name, table in about["tables"].items():
+            self.tables.setdefault(name, []).extend(table)
+        self.seconds += about["seconds"]
+        return True
+
+    def add(self, asked: Trained | Model | None, rows: pd.DataFrame, **conditions: object) -> None:
         """Rows of outcomes (`rows`) of a model under ``conditions``; None: no model is asked, as for textures.
 
         A trained model is asked for its clean accuracy once. Raises ``ValueError`` for conditions other than the
-        study's, those that are columns of ``outcomes`` included.
+        study's, those that are columns of ``rows`` included.
         """
-        given = {name for name in self.conditions if name in outcomes} | conditions.keys()
+        given = {name for name in self.conditions if name in rows} | conditions.keys()
         if given != set(self.conditions):
             raise ValueError(f"outcomes of {self.chapter} need the conditions {self.conditions}, found {sorted(given)}")
         number = 0 if asked is None else self.model(asked)
-        self.parts.append(outcomes.assign(model=number, **{k: str(v) for k, v in conditions.items()}))
+        self.parts.append(rows.assign(model=number, **{k: str(v) for k, v in conditions.items()}))
 
     def model(self, asked: Trained | Model) -> int:
         """The number of a model in the record, after taking down its provenance."""
@@ -228,12 +287,17 @@ class Study:
         self.images.setdefault(images.fingerprint, Images(images.name, images.fingerprint, len(images), images.size))
 
     def table(self, name: str, content: pd.DataFrame) -> None:
-        """A small tidy table that belongs to no image; missing values are left out of their row."""
+        """Rows of a small tidy table that belongs to no image, behind those it has; missing values are left out."""
         found = [{k: v for k, v in row.items() if not pd.isna(v)} for row in content.to_dict("records")]
-        self.tables[name] = [{str(k): v.item() if hasattr(v, "item") else v for k, v in r.items()} for r in found]
+        plain = [{str(k): v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in found]
+        self.tables.setdefault(name, []).extend(plain)
+
+    def taken(self, name: str) -> pd.DataFrame:
+        """A table, taken out again: what steps have noted for one that sums them up."""
+        return pd.DataFrame(self.tables.pop(name))
 
     def record(self) -> Record:
-        """Write the record to ``$HPAT_RECORDS`` (or the library's own folder) and return it."""
+        """Write the record to ``$HPAT_RECORDS`` (or the library's own folder) and return it; what steps kept goes."""
         empty = pd.DataFrame(columns=["model", *self.conditions, "image", "group"])
         header = Header(
             chapter=self.chapter,
@@ -241,7 +305,7 @@ class Study:
             data=self.chosen.data,
             seed=self.chosen.seed,
             date=time.strftime("%Y-%m-%d", time.gmtime()),
-            seconds=round(time.perf_counter() - self.chosen.started, 1),
+            seconds=round(time.perf_counter() - self.chosen.started + self.seconds, 1),
             claims=self.claims,
             conditions=self.conditions,
             models=list(self.models.values()),
@@ -251,7 +315,9 @@ class Study:
             sha256="",
         )
         content = pd.concat(self.parts, ignore_index=True) if self.parts else empty
-        return records.save(header, content, records.scratch())
+        record = records.save(header, content, records.scratch())
+        shutil.rmtree(self._kept, ignore_errors=True)
+        return record
 
     def _taken_down(self, trained: Trained) -> Model:
         about, run = trained.provenance, trained.provenance["run"]

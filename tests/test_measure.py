@@ -1,11 +1,13 @@
 """Measuring: attacks are what their names say, rows are what models answered, and a study keeps no more than that."""
 
 import gc
+import shutil
 import time
 import weakref
 from dataclasses import replace
 from functools import partial
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -349,6 +351,66 @@ def test_a_study_without_a_model_has_images_and_no_trainings(chosen, halves):
 def test_a_study_that_measured_nothing_can_still_be_recorded(chosen):
     record = Study(CHAPTER, chosen, ["network"]).record()
     assert len(record.outcomes.rows) == 0 and record.seeds == [4]
+
+
+def step_by_step(chosen, trained, *, stop: int | None = None, done: list[int] | None = None) -> records.Record | None:
+    """A study of four steps with outcomes, columns and tables of their own; stopped in the middle of one of them."""
+    study = Study(CHAPTER, chosen, ["network", "environment"])
+    for number in study.steps(range(4), lambda number: f"{trained.provenance['key']} {number // 2}"):
+        if done is not None:
+            done.append(number)
+        other = Model(f"other {number}", {"model": "m", "weights": "w"}) if number else trained
+        rows = answers_of(trained).assign(**{f"value {number % 2}": np.linspace(number, number + 1, len(trained.test))})
+        study.add(other, rows, network=f"n{number}", environment=number)
+        if number == stop:
+            raise KeyboardInterrupt
+        study.add(trained, answers_of(trained), network=f"n{number}", environment="again")
+        study.table("notes", pd.DataFrame({"number": [number], "share": [number / 3]}))
+    study.table("sum", study.taken("notes").agg({"share": ["sum"]}))
+    return study.record()
+
+
+def test_a_study_that_was_stopped_goes_on_at_the_step_it_was_in(chosen, trained):
+    whole = step_by_step(chosen, trained)
+    for stop in range(4):
+        done: list[int] = []
+        with pytest.raises(KeyboardInterrupt):
+            step_by_step(chosen, trained, stop=stop, done=done)
+        again = step_by_step(chosen, trained, done=done)
+        assert done == [*range(stop + 1), *range(stop, 4)]  # the step in which it was stopped was begun anew
+        assert again.header.sha256 == whole.header.sha256 and again.header.tables == whole.header.tables
+        assert again.header.models == whole.header.models and again.header.images == whole.header.images
+        assert not list((runs.home() / "measured").rglob("*.*"))  # nothing is kept once there is a record
+
+
+@pytest.mark.parametrize("damaged", [".json", ".parquet"])
+def test_a_damaged_step_is_measured_anew_and_says_so(chosen, trained, damaged):
+    whole, done = step_by_step(chosen, trained), []
+    with pytest.raises(KeyboardInterrupt):
+        step_by_step(chosen, trained, stop=1)
+    (kept,) = (runs.home() / "measured").rglob(f"*{damaged}")
+    kept.write_bytes(kept.read_bytes().replace(b"e", b"a"))
+    with pytest.warns(UserWarning, match="damaged.*: its step is measured anew"):
+        again = step_by_step(chosen, trained, done=done)
+    assert done == [0, 1, 2, 3] and again.header.sha256 == whole.header.sha256
+
+
+@pytest.mark.parametrize("other", ["profile", "seed", "settings", "source", "model"])
+def test_what_decides_a_step_is_part_of_its_name(chosen, trained, other, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        step_by_step(chosen, trained, stop=3)
+    asked, model, done = chosen, trained, []
+    if other == "source":
+        monkeypatch.setattr(measure, "source", lambda: "another library")
+    elif other == "model":
+        model = replace(trained, provenance=trained.provenance | {"key": "another"})
+    elif other == "settings":
+        asked = replace(chosen, settings=msgspec.structs.replace(chosen.settings, shown=3))
+    else:
+        asked = replace(chosen, **{other: {"profile": "laptop", "seed": 5}[other]})
+    step_by_step(asked, model, done=done)
+    assert done == [0, 1, 2, 3]
+    shutil.rmtree(runs.home() / "measured", ignore_errors=True)
 
 
 def reachable(start: object) -> list[object]:

@@ -198,7 +198,7 @@ def _under_attack(
     table ``masking``: the checks for masked gradients, for the pair's first training.
     """
     study = Study(f"assimilation/{chapter}", chosen, ("dataset", "network", "training", "attack", "eps"))
-    settings, masking, felled = chosen.settings, [], []
+    settings = chosen.settings
     places = [(dataset, *backbone) for dataset in datasets for backbone in settings.backbones]
     groups = [runs(chosen, *place) for place in places]
 
@@ -212,7 +212,7 @@ def _under_attack(
     )
     for (dataset, model, weights), group in zip(places, groups, strict=True):
         spread = spread_of(group, settings.shown)
-        for run in group:
+        for run in each(study, group):
             asked = {t: with_dose(trained_as(run, t, spread=spread), settings.shown)[:2] for t in trainings}
             about = {"dataset": dataset, "network": f"{model} ({weights})"}
             for training, (mine, images) in asked.items():
@@ -223,7 +223,7 @@ def _under_attack(
                 for level in settings.standard if training not in ALPHAS or training in PAIR else ():
                     right, names = stands(mine.model, images, surrogates, level, settings, run.seed)
                     study.add(mine, judged(images, right), **where, attack=WORST, eps=strength(level))
-                    felled.append(pd.DataFrame(where | {"eps": strength(level), "attack": names}))
+                    study.table("felled", pd.DataFrame(where | {"eps": strength(level), "attack": names}))
                 if training not in PAIR:
                     continue
                 steps = {"iterations": settings.iterations, "seed": run.seed}
@@ -238,11 +238,15 @@ def _under_attack(
                     found = checks.gather(mine.model, others[0], x, y, eps=levels(SMALLEST) / 255, **tries)
                     table = checks.verdicts(found, images.groups)
                     table = table.drop(columns=["raised_if", "explanation", "advice"])
-                    masking.append(table.assign(**where, eps=SMALLEST, seed=run.seed))
-    study.table("masking", pd.concat(masking, ignore_index=True))
-    table = pd.concat(felled, ignore_index=True)
-    study.table("felled", table.groupby(list(table.columns), sort=False).size().reset_index(name="images"))
+                    study.table("masking", table.assign(**where, eps=SMALLEST, seed=run.seed))
+    felled = study.taken("felled")
+    study.table("felled", felled.groupby(list(felled.columns), sort=False).size().reset_index(name="images"))
     return study.record()
+
+
+def each(study: Study, trainings: Sequence[Run]) -> Iterator[Run]:
+    """The trainings that are still to be asked, a step of ``study`` each."""
+    return study.steps(trainings, lambda run: train_or_load(run).provenance["key"])
 
 
 def clean_rows(model: nn.Module, images: ImageSet, settings: Profile, seed: int) -> pd.DataFrame:
@@ -351,7 +355,7 @@ def texture_colour_adaptation(chosen: Chosen[Profile]) -> Record:
     announce(trained_as(run, t) for place in asked for run in runs(chosen, *place) for t in ("assimilated", FREE))
     for dataset in MEDICAL[:2]:
         for model, weights in chosen.settings.backbones:
-            for run in runs(chosen, dataset, model, weights):
+            for run in each(study, runs(chosen, dataset, model, weights)):
                 for training in ("assimilated", FREE):
                     trained, images, adapted = with_dose(trained_as(run, training), chosen.settings.shown)
                     about = {"dataset": dataset, "network": f"{model} ({weights})", "training": training}

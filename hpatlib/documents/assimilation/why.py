@@ -112,7 +112,7 @@ def why_attention_region(chosen: Chosen[Profile]) -> Record:
     1 for a map in which nothing speaks for the class, which has no area.
     """
     study = Study("assimilation/why_attention_region", chosen, ("domain", "dataset"))
-    for one in asked(chosen):
+    for one in study.steps(asked(chosen), lambda one: one.trained.provenance["key"]):
         heat = heatmaps(one)
         areas = {f"area {share:g}": explain.attention_area(heat, share=share).cpu().numpy() for share in SHARES}
         empty = np.isnan(areas[f"area {HALF:g}"]).astype(float)
@@ -174,13 +174,13 @@ def why_loss_landscape(chosen: Chosen[Profile]) -> Record:
     ``POINTS``; a row a step ``y`` along random signs, a column a step along the gradient's sign, in grey levels.
     """
     study = Study("assimilation/why_loss_landscape", chosen, ("domain", "dataset"))
-    surfaces: dict[tuple[str, str], list[np.ndarray]] = {}
-    for one in asked(chosen):
-        surfaces.setdefault((one.domain, one.dataset), []).append(surface(one, one.seed))
+    for one in study.steps(asked(chosen), lambda one: one.trained.provenance["key"]):
+        study.table("surfaces", _wide(one.domain, one.dataset, surface(one, one.seed)))
         answers = clean_rows(one.model, one.images, chosen.settings, one.seed)
         measured = answers.assign(**steepness(one, one.seed))
         study.add(one.trained, measured, domain=one.domain, dataset=one.dataset)
-    study.table("landscape", pd.concat([_wide(*where, found) for where, found in surfaces.items()]))
+    several = study.taken("surfaces").groupby(["domain", "dataset", "y"], sort=False)
+    study.table("landscape", several.mean().round(6).reset_index())
     return study.record()
 
 
@@ -215,9 +215,9 @@ def surface(one: Asked, seed: int) -> np.ndarray:
     return (loss - loss[:, POINTS // 2, POINTS // 2].view(-1, 1, 1)).double().mean(dim=0).numpy()
 
 
-def _wide(domain: str, dataset: str, found: list[np.ndarray]) -> pd.DataFrame:
+def _wide(domain: str, dataset: str, found: np.ndarray) -> pd.DataFrame:
     steps = np.linspace(-255 * EPS, 255 * EPS, POINTS).round(6)
-    grid = pd.DataFrame(np.mean(found, axis=0).T.round(6), columns=[f"{step:g}" for step in steps])
+    grid = pd.DataFrame(found.T, columns=[f"{step:g}" for step in steps])
     return grid.assign(domain=domain, dataset=dataset, y=steps)
 
 

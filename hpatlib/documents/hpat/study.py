@@ -108,12 +108,13 @@ def networks(chosen: Chosen[Profile]) -> dict[str, list[Run]]:
     return {f"{m} ({w})": chosen.runs(count, model=m, weights=w) for m, w in chosen.settings.networks}
 
 
-def trained(named: Mapping[Name, Sequence[Run]]) -> Iterator[tuple[Name, Run, Trained]]:
-    """Every run by its name, trained or loaded; one at a time, so that no two models are in memory."""
+def trained(study: Study, named: Mapping[Name, Sequence[Run]]) -> Iterator[tuple[Name, Run, Trained]]:
+    """Every run by its name, trained or loaded, a step of ``study`` each; one at a time, so that no two models are in
+    memory."""
     runs = [(name, run) for name, several in named.items() for run in several]
     announce(run for _, run in runs)
-    for name, run in tqdm(runs, "models", unit="model", leave=False):
-        yield name, run, train_or_load(run)
+    models = ((name, run, train_or_load(run)) for name, run in tqdm(runs, "models", unit="model", leave=False))
+    return study.steps(models, lambda each: each[2].provenance["key"])
 
 
 def places(chosen: Chosen[Profile]) -> list[Environment]:
@@ -134,7 +135,7 @@ def robustness(chosen: Chosen[Profile]) -> Record:
     log₂ of it in 1/255, between the ends of `EDGE`.
     """
     study = Study("hpat/fig1_robustness_issue", chosen, ["perturbation"])
-    for _, run, found in trained({"Standard": chosen.runs()}):
+    for _, run, found in trained(study, {"Standard": chosen.runs()}):
         quick, kinds = frozen(found.model), showcase(6 / 255, Box(3, 30), seed=run.seed)
         for name, answers in measure.attacked(found.model, found.test, kinds, asked=quick):
             study.add(found, measure.rows(found.test, answers), perturbation=name)
@@ -193,7 +194,7 @@ def examples(chosen: Chosen[Profile]) -> Pictures:
 def benchmarks(chosen: Chosen[Profile]) -> Record:
     """Table 1: the networks' answers to all clean test images."""
     study = Study("hpat/table1_benchmarks", chosen, ["network", "environment"])
-    for name, _, found in trained(networks(chosen)):
+    for name, _, found in trained(study, networks(chosen)):
         answers = measure.logits_of(found.model, found.test)
         study.add(found, measure.rows(found.test, answers), network=name, environment="H0")
     return study.record()
@@ -202,7 +203,7 @@ def benchmarks(chosen: Chosen[Profile]) -> Record:
 def vulnerability(chosen: Chosen[Profile]) -> Record:
     """Figure 3: the networks of table 1 in H0…H6, in both readings."""
     study = Study("hpat/fig3_vulnerability", chosen, ["network", "environment", "reading"])
-    for name, run, found in trained(networks(chosen)):
+    for name, run, found in trained(study, networks(chosen)):
         few = measure.sample(found.test, chosen.settings.shown)
         ask = _Asked(study, found, run, chosen.settings.network_searches, {"network": name})
         ask.clean(few)
@@ -218,9 +219,9 @@ def training_strategies(chosen: Chosen[Profile]) -> Record:
     best, clean and in the fixed H6.
     """
     study = Study("hpat/fig4_training_strategies", chosen, ["split", "training", "environment", "reading"])
-    settings, thresholds = chosen.settings, []
+    settings = chosen.settings
     names = {"patient": list(adversaries(chosen)), "image": ["Standard"]}
-    for (split, name), run, found in trained(split_strategies(chosen, names)):
+    for (split, name), run, found in trained(study, split_strategies(chosen, names)):
         given = {"split": split, "training": name}
         ask = _Asked(study, found, run, settings.searches, given)
         ask.clean(found.test)
@@ -228,12 +229,11 @@ def training_strategies(chosen: Chosen[Profile]) -> Record:
         if split == "patient":
             ask.places(measure.sample(found.test, settings.hardest), places(chosen)[6:], "worst")
             ask.places(measure.sample(found.test, settings.shown), places(chosen)[1:6], "fixed", "searched")
-            thresholds += _thresholds(found, run, chosen, name)
-    study.table("thresholds", pd.DataFrame(thresholds))
+            study.table("thresholds", _thresholds(found, run, chosen, name))
     return study.record()
 
 
-def _thresholds(found: Trained, run: Run, chosen: Chosen[Profile], name: str) -> list[dict[str, object]]:
+def _thresholds(found: Trained, run: Run, chosen: Chosen[Profile], name: str) -> pd.DataFrame:
     """The margin at which sensitivity and specificity add up to most, on training images: clean, and in fixed H6."""
     few = measure.sample(found.train, 2 * chosen.settings.hardest)
     answers = {("H0", "clean"): measure.logits_of(found.model, few)}
@@ -247,13 +247,13 @@ def _thresholds(found: Trained, run: Run, chosen: Chosen[Profile], name: str) ->
         cut = (cut + margin[margin < cut].max()) / 2 if cut > margin.min() else cut
         about = {"training": name, "seed": run.seed, "environment": place, "reading": reading}
         rows.append(about | {"threshold": round(float(cut), 4)})
-    return rows
+    return pd.DataFrame(rows)
 
 
 def hybrid_grid(chosen: Chosen[Profile]) -> Record:
     """Figure 5: standard and hybrid training over ε × rotation, in both readings; one angle needs few queries."""
     study = Study("hpat/fig5_hybrid_grid", chosen, ["training", "environment", "reading"])
-    for name, run, found in trained(strategies(chosen, ["Standard", "Adv_h"])):
+    for name, run, found in trained(study, strategies(chosen, ["Standard", "Adv_h"])):
         few = measure.sample(found.test, chosen.settings.shown)
         _Asked(study, found, run, 25, {"training": name}).places(few, grid(chosen), "fixed", "searched")
     return study.record()
@@ -269,7 +269,7 @@ def mixbn(chosen: Chosen[Profile]) -> Record:
     halves, settings = _halves(chosen), chosen.settings
     pairs = [name + suffix for name in ABLATED for suffix in ("", "+MixBN")]
     names = {"patient": ["Standard", LONGER, *pairs], "image": ["Standard"]}
-    for (split, name), run, found in trained(split_strategies(chosen, names)):
+    for (split, name), run, found in trained(study, split_strategies(chosen, names)):
         sides: tuple[Branch | None, ...] = ("clean", "adv") if run.mixbn else (None,)
         for side in sides:
             given = {"split": split, "training": name, "branch": side or "shared"}
@@ -338,7 +338,7 @@ def searches(chosen: Chosen[Profile]) -> Record:
     the first search of STBO calls an image robust that something else found an answer against.
     """
     study = Study("hpat/fig6_stbo_vs_grid_search", chosen, ["box", "method", "queries"])
-    for _, run, found in trained({"Standard": chosen.runs()}):
+    for _, run, found in trained(study, {"Standard": chosen.runs()}):
         images = measure.sample(found.test, chosen.settings.shown)
         quick, told = frozen(found.model), pd.DataFrame(measure.named(images))
         x, labels = images.tensors(device_of(found.model))
@@ -417,7 +417,7 @@ def algorithm(chosen: Chosen[Profile], *, batch: int = 16, batches: int = 4) -> 
     places (L23). The steps of the first training's first batch are kept as a table.
     """
     study = Study("hpat/fig2_framework", chosen, ["stage"])
-    for _, run, found in trained(strategies(chosen, ["Adv_h+MixBN"])):
+    for _, run, found in trained(study, strategies(chosen, ["Adv_h+MixBN"])):
         # Dealt out, so that each batch has images of all patients.
         at = measure.spaced(len(found.test), batch * batches)
         for number in range(batches):
