@@ -1097,6 +1097,10 @@ def at_work(process: subprocess.Popen[str], seconds: float) -> bool:
     return False
 
 
+# Of the time that an unbroken run takes: what goes on has less before it, and one that ends first was not killed.
+MOMENTS = (0.1, 0.75)
+
+
 def kill_chapters(folder: Path, kills: int) -> Iterator[tuple[str, str]]:
     """A chapter is killed at random moments, each time from where the last one came to, and then ends by itself; again
     from nothing, until it was killed ``kills`` times, every other time without Jupyter."""
@@ -1115,7 +1119,7 @@ def kill_chapters(folder: Path, kills: int) -> Iterator[tuple[str, str]]:
         shutil.rmtree(home, ignore_errors=True)
         for _ in range(min(5, kills - killed)):
             process = hpat(root, home, "run", "made/fig1", *(["--plain"] if killed % 2 else []))
-            if not at_work(process, draws.uniform(0.1, 1.0) * took):
+            if not at_work(process, draws.uniform(*MOMENTS) * took):
                 break
             process.send_signal(signals[killed % 5])
             process.wait(60)
@@ -1154,7 +1158,7 @@ def kill_books(folder: Path, kills: int) -> Iterator[tuple[str, str]]:
         shutil.rmtree(home, ignore_errors=True)
         for _ in range(min(6, kills - killed)):
             process, kind = hpat(root, home, "book"), kinds[killed % 6]
-            if not at_work(process, draws.uniform(0.1, 1.0) * took):
+            if not at_work(process, draws.uniform(*MOMENTS) * took):
                 break
             started = [process.pid, *below(process.pid)]
             if kind == "all at once":  # as where the power fails
