@@ -458,7 +458,15 @@ def _kind(profile: Profile, data: Data | None) -> str:
 
 
 def _elsewhere(root: Path, executor: str | None) -> list[str]:
-    """What Snakemake is told about where jobs run: the executor, and our settings for it where there are some."""
+    """What Snakemake is told about where jobs run: the executor, and our settings for it where there are some.
+
+    Ends the command where no job would start: Snakemake does not quote the path of its Python on other machines.
+    """
+    if executor and any(map(str.isspace, sys.executable)):
+        raise _stop(
+            f"{sys.executable} has a space in its path, and jobs elsewhere would not find it: use a checkout whose "
+            "path has none, or leave out --executor"
+        )
     settings = root / "workflow/profiles" / (executor or "")
     known = ["--workflow-profile", f"workflow/profiles/{executor}"] if executor and settings.is_dir() else []
     return ["--executor", executor, *known] if executor else []

@@ -403,3 +403,10 @@ def imported(modules: str, heavy: set[str], then: str = "") -> str:
     code = f"import sys; from hpatlib import {modules}; {then}\nprint(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def test_jobs_elsewhere_need_a_path_without_spaces(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/home/a b/.venv/bin/python")
+    done = invoke(cli.app, ["book", "--executor", "slurm"])
+    assert done.exit_code == 2
+    assert "/home/a b/.venv/bin/python has a space in its path" in " ".join(done.output.split())
