@@ -264,12 +264,15 @@ def evidence(
     It runs behind other work, for hours: stop it and start it again at any time, and commit what it makes.
     """
     from hpatlib import evidence as work
+    from hpatlib import jobs as planning
 
     root = checkout()
     known = chapters(root)
     if unknown := set(names or ()) - known.keys():
         raise _stop(f"unknown chapter {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
-    jobs = work.plan({name: path for name, path in known.items() if not names or name in names}, profile.value)
+    asked = {name: path for name, path in known.items() if not names or name in names}
+    costs = planning.costs(_plan(root, list(asked), profile, Data.real, False))
+    jobs = work.plan(asked, profile.value, costs)
     width = max((len(job.chapter) for job in jobs), default=0)
     for job in jobs:
         cost = f"{job.open_claims} open claims, about {work.duration(job.seconds)}"

@@ -48,8 +48,11 @@ class Done:
     seconds: float
 
 
-def plan(chapters: Mapping[str, Path], profile: str) -> list[Job]:
-    """What there is to do for ``chapters`` (name → source), the most open claims per second first."""
+def plan(chapters: Mapping[str, Path], profile: str, costs: Mapping[str, float] | None = None) -> list[Job]:
+    """What there is to do for ``chapters`` (name → source), the most open claims per second first.
+
+    ``costs``: seconds of each, as ``jobs.costs`` counts them (None: what records or tables of costs say).
+    """
     verdicts = {j.claim.id: j for j in claims.ledger()}
     jobs = []
     for chapter, source in chapters.items():
@@ -58,7 +61,8 @@ def plan(chapters: Mapping[str, Path], profile: str) -> list[Job]:
         why = "missing" if found is None else stale(found, own)
         if why:
             count = sum(j.verdict not in DECIDED for j in own)
-            jobs.append(Job(chapter, profile, why, count, estimate(source, profile, found)))
+            seconds = estimate(source, profile, found) if costs is None else costs[chapter]
+            jobs.append(Job(chapter, profile, why, count, seconds))
     return sorted(jobs, key=lambda job: (-job.open_claims / max(job.seconds, 1), job.seconds, job.chapter))
 
 

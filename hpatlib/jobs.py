@@ -32,6 +32,19 @@ MEMORY = 4000  # MB of a job, images apart
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Operations a second of a training: of ``networks`` that were trained before, else ``usual``; and ``source``."""
+
+    usual: float
+    networks: Mapping[str, float]
+    source: str
+
+    def seconds(self, run: Run, images: int) -> float:
+        """What a training takes."""
+        return STARTING + work(run, images) / self.networks.get(run.model, self.usual)
+
+
+@dataclass(frozen=True)
 class Training:
     """A run to be trained: by which chapters, in how many seconds, with how much memory of the host in MB.
 
@@ -67,7 +80,7 @@ Job = Training | Chapter
 @dataclass(frozen=True)
 class Plan:
     """All jobs of a profile. ``assumed``: data sets that are not at hand, and how many images they are taken to have;
-    ``weights``: networks that start from ImageNet weights; ``speed``: operations a second, and where that is from."""
+    ``weights``: networks that start from ImageNet weights; ``speed``: how fast trainings are taken to be."""
 
     profile: str
     gpu: bool
@@ -75,7 +88,7 @@ class Plan:
     chapters: tuple[Chapter, ...]
     assumed: dict[str, int]
     weights: tuple[str, ...]
-    speed: tuple[float, str]
+    speed: Speed
 
 
 def walk(cells: Cells, parameters: Mapping[str, Any], there: Container[str] = ()) -> planning.Noted:
@@ -121,7 +134,7 @@ def plan(
         Training(
             run=run,
             chapters=tuple(dict.fromkeys(names)),
-            seconds=STARTING + work(run, counts[run]) / speed[0],
+            seconds=speed.seconds(run, counts[run]),
             memory=_memory(run, counts[run]),
             done=recipe in there,
             waits=waits,
@@ -129,7 +142,10 @@ def plan(
         for recipe, (run, names, waits) in wanted.items()
     ]
     largest = {name: max((t.memory for t in trainings if name in t.chapters), default=MEMORY) for name in chapters}
-    known = {name: _measuring(name, source, profile, gpu) for name, source in chapters.items()}
+    known = {
+        name: _measuring(name, source, profile, gpu, spent(t for t in trainings if name in t.chapters))
+        for name, source in chapters.items()
+    }
     measured = [Chapter(n, s or evidence.UNKNOWN, largest[n], s is not None) for n, s in known.items()]
     weights = {run.model for run, _, _ in wanted.values() if run.weights == "imagenet"}
     return Plan(profile, gpu, tuple(trainings), tuple(measured), assumed, tuple(sorted(weights)), speed)
@@ -175,8 +191,8 @@ def operations(model: str, size: int, channels: int) -> float:
     return float(counter.get_total_flops())
 
 
-def _speed(gpu: bool) -> tuple[float, str]:
-    """Operations a second: the median of what was trained here, else of the records, on such a device."""
+def _speed(gpu: bool) -> Speed:
+    """The medians of what was trained here, else of the records, on such a device."""
     here = [
         (about["run"], about["data"]["train"], about["seconds"], about["device"]) for about in runs.trained().values()
     ]
@@ -187,16 +203,18 @@ def _speed(gpu: bool) -> tuple[float, str]:
         if model.seed is not None
     ]
     for found, where in ((here, "trainings here"), (kept, "trainings of the records")):
-        rates = []
+        rates: dict[str, list[float]] = {}
         for about, train, seconds, device in found:
-            if device.startswith("CPU") != gpu and seconds > STARTING / 2:
+            if device.startswith("CPU") != gpu and seconds > STARTING / 4:
                 run = runs.from_dict(about)
-                rates.append(work(run, round(train / (1 - run.test))) / seconds)
+                rates.setdefault(run.model, []).append(work(run, round(train / (1 - run.test))) / seconds)
         if rates:
-            return statistics.median(rates), f"median of {len(rates)} {where}"
+            every = [rate for several in rates.values() for rate in several]
+            networks = {name: statistics.median(several) for name, several in rates.items()}
+            return Speed(statistics.median(every), networks, f"median of {len(every)} {where}")
     if gpu:
-        return ASSUMED, "assumed: no training on a GPU was recorded yet"
-    return ASSUMED / 100, "assumed: no training on a processor was recorded yet"
+        return Speed(ASSUMED, {}, "assumed: no training on a GPU was recorded yet")
+    return Speed(ASSUMED / 100, {}, "assumed: no training on a processor was recorded yet")
 
 
 def _memory(run: Run, images: int) -> int:
@@ -206,15 +224,15 @@ def _memory(run: Run, images: int) -> int:
     return MEMORY + math.ceil(images * channels * run.size**2 * (1 + floats) / 1e6)
 
 
-def _measuring(chapter: str, source: Path, profile: str, gpu: bool) -> float | None:
+def _measuring(chapter: str, source: Path, profile: str, gpu: bool, training: float) -> float | None:
     """Seconds of a record of this profile on such a device, less its trainings', or what the chapter's table of costs
-    says, trainings included; None where neither is known."""
+    says, less ``training``, all that its trainings take; None where neither is known."""
     for record in records.of(chapter):
         header = record.header
         if header.profile == profile and header.environment["device"].startswith("CPU") != gpu:
             return max(STARTING, header.seconds - sum(model.seconds for model in header.models))
     told = evidence.estimate(source, profile, None)
-    return None if gpu or told == evidence.UNKNOWN else told
+    return None if gpu or told == evidence.UNKNOWN else max(STARTING, told - training)
 
 
 def hours(seconds: float) -> str:
@@ -262,8 +280,8 @@ def summary(found: Plan, devices: Sequence[int]) -> dict[str, Any]:
         "training": spent(todo),
         "measuring": spent(found.chapters),
         "longest": longest(todo),
-        "speed": found.speed[0],
-        "speed from": found.speed[1],
+        "speed": found.speed.usual,
+        "speed from": found.speed.source,
         "wall": {str(count): wall(found, count) for count in devices},
         "assumed": found.assumed,
         "weights": list(found.weights),
@@ -293,6 +311,12 @@ def report(told: Mapping[str, Any]) -> str:
     if told["weights"]:
         lines.append(f"ImageNet weights, from HPAT_WEIGHTS or the hub: {', '.join(told['weights'])}")
     return "\n".join(lines)
+
+
+def costs(found: Plan) -> dict[str, float]:
+    """Seconds of each chapter by itself: to train what is not there, shared with others or not, and to measure."""
+    todo = [training for training in found.trainings if not training.done]
+    return {c.name: c.seconds + spent(t for t in todo if c.name in t.chapters) for c in found.chapters}
 
 
 def prepare(found: Plan, folder: Path) -> list[str]:

@@ -58,6 +58,12 @@ def test_what_is_missing_comes_by_open_claims_a_second(world):
     ]
 
 
+def test_what_chapters_are_told_to_cost_decides_their_order(world):
+    costs = {"made/fig1": 9000.0, "made/fig2": 60.0, "made/fig3": 1.0}
+    found = evidence.plan(cli.chapters(cli.checkout()), "laptop", costs)
+    assert [(job.chapter, job.seconds) for job in found] == [("made/fig2", 60), ("made/fig1", 9000), ("made/fig3", 1)]
+
+
 def test_a_record_that_stands_is_left_alone_and_another_profile_or_phantoms_are_none(world):
     measured(world)
     measured(world, "made/fig2", profile="study")

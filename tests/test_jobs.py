@@ -17,6 +17,7 @@ from hpatlib.training import Recipe
 ROOT = Path(__file__).parents[1]
 CHAPTERS = cli.chapters(ROOT)
 RUN = Run("busi", False, 16, 48, "image", 1 / 3, "simple_cnn_bn", "scratch", Recipe(epochs=2, batch_size=16), seed=0)
+SPEED = jobs.Speed(1e9, {}, "made up")
 
 
 def walked(name: str, **parameters) -> planning.Noted:
@@ -119,7 +120,7 @@ def test_work_is_what_passes_through_the_network(adversary):
 def test_a_plan_on_one_device_takes_the_sum_and_on_many_the_longest_of_each_stage():
     own = [jobs.Training(replace(RUN, seed=k), ("a",), 100.0 * (k + 1), 1, done=k == 3, waits=k == 2) for k in range(4)]
     chapters = (jobs.Chapter("a", 50.0, 1, True), jobs.Chapter("b", 70.0, 1, False))
-    plan = jobs.Plan("smoke", False, tuple(own), chapters, {"cnmc": 5}, ("vgg16",), (1e9, "made up"))
+    plan = jobs.Plan("smoke", False, tuple(own), chapters, {"cnmc": 5}, ("vgg16",), SPEED)
     assert jobs.wall(plan, 1) == 100 + 200 + 300 + 120 and jobs.wall(plan, 9) == 200 + 300 + 70
     told = jobs.summary(plan, (1, 9))
     assert (told["trainings"], told["waiting"], told["done"]) == (3, 1, 1) and told["wall"] == {"1": 720, "9": 570}
@@ -127,12 +128,28 @@ def test_a_plan_on_one_device_takes_the_sum_and_on_many_the_longest_of_each_stag
     assert "3 trainings to do, 1 of them decided by others' results, 1 are there; 2 chapters" in text
     assert "cnmc, taken to have 5 images" in text and "vgg16" in text
     assert jobs.wall(plan, 2) >= (jobs.wall(plan, 1)) / 2
+    assert jobs.costs(plan) == {"a": 50 + 100 + 200 + 300, "b": 70}  # what is trained already costs nothing
+
+
+def test_each_network_has_the_speed_that_its_own_trainings_had(monkeypatch):
+    other = replace(RUN, model="other")
+    kinds = ((RUN, 100.0), (RUN, 300.0), (RUN, 200.0), (other, 50.0), (other, 1.0))  # the last is too short to tell
+    data, device = {"train": 100, "test": 50}, "CPU, 1 thread"
+    there = [{"run": runs.to_dict(r), "data": data, "seconds": s, "device": device} for r, s in kinds]
+    monkeypatch.setattr(runs, "trained", lambda: dict(enumerate(there)))
+    monkeypatch.setattr(jobs, "operations", lambda *_: 1e6)
+    speed, images = jobs._speed(False), round(100 / (1 - RUN.test))
+    assert speed.seconds(RUN, images) == pytest.approx(jobs.STARTING + 200, rel=1e-3)
+    assert speed.seconds(other, images) == pytest.approx(jobs.STARTING + 50, rel=1e-3)
+    assert speed.seconds(replace(RUN, model="third"), images) == pytest.approx(jobs.STARTING + 400 / 3, rel=1e-3)
+    assert speed.source == "median of 4 trainings here"
+    assert jobs._speed(True).networks == {}  # they ran on a processor
 
 
 def test_jobs_of_a_cluster_know_their_needs_and_their_parents(tmp_path):
     static = replace(RUN, static_eps=0.1)
     own = tuple(jobs.Training(run, ("a",), 90.0, 5000, done=False) for run in (RUN, static))
-    plan = jobs.Plan("paper", True, own, (jobs.Chapter("a", 60.0, 4000, True),), {}, (), (1e9, ""))
+    plan = jobs.Plan("paper", True, own, (jobs.Chapter("a", 60.0, 4000, True),), {}, (), SPEED)
     todo = jobs.prepare(plan, tmp_path)
     needs = json.loads((tmp_path / "needs.json").read_text())
     assert todo == [runs.recipe(RUN), runs.recipe(static)] and needs[todo[1]]["after"] == [todo[0]]
