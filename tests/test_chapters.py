@@ -406,7 +406,7 @@ def imported(modules: str, heavy: set[str], then: str = "") -> str:
 
 
 def test_jobs_elsewhere_need_a_path_without_spaces(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/home/a b/.venv/bin/python")
+    monkeypatch.setattr(sys, "executable", "/a place/.venv/bin/python")
     done = invoke(cli.app, ["book", "--executor", "slurm"])
     assert done.exit_code == 2
-    assert "/home/a b/.venv/bin/python has a space in its path" in " ".join(done.output.split())
+    assert "/a place/.venv/bin/python has a space in its path" in " ".join(done.output.split())
