@@ -85,7 +85,7 @@ def row(
     ratio = float(np.median(ratios))
     return {
         "what": what,
-        "peer_name": peer + (f" (on 1/{scale:g} of the work)" if scale != 1 else ""),
+        "peer_name": peer + (f" (on 1/{scale:.3g} of the work)" if scale != 1 else ""),
         "unit": unit,
         "ours": float(np.median(mine)),
         "peer": float(np.median(theirs)),

@@ -265,21 +265,23 @@ def test_the_page_on_benchmarks_shows_ratios_targets_and_what_was_not_measured(w
         "met": False,
     }
     fast = row | {"what": "GLCM", "ratio": 1 / 800, "low": 1 / 900, "high": 1 / 700, "target": 1 / 500, "met": True}
+    none = row | {"what": "share", "ratio": 0.0, "low": 0.0, "high": 0.0, "met": True}
     about = {"device": "CPU, 1 threads", "date": "2024-05-17", "commit": "abc", "versions": {"torch": "2.0"}}
     about |= {"kind": "cpu", "machine": {"processor": "a processor"}}
     size = {"what": "STBO", "unit": "queries", "size": 10, "predicted": 1.0, "measured": 2.0}
     grown = {"growth": [size, size | {"size": 100, "measured": None}]}
     (tmp_path / "results").mkdir()
-    for name in ("attacks", "growth", "memory", "_timing"):
+    for name in ("alive", "attacks", "growth", "memory", "_timing"):
         (tmp_path / f"{name}.py").touch()
     assert b"| `benchmarks/attacks.py` | \xe2\x80\x93 | processor and GPU |" in made(workflow, tmp_path)["ratios.txt"]
-    for name, rows, more in (("attacks", [row, fast], {}), ("growth", [], grown)):
+    for name, rows, more in (("attacks", [row, fast, none], {}), ("growth", [], grown)):
         result = {"name": name, "rows": rows, "about": more, **about}
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(result))
     files = made(workflow, tmp_path)
     text = files["ratios.txt"].decode()
     assert "| PGD | bare passes | CPU, 1 threads | 1.50 (1.20 to 1.60) | at most 1.02 | **missed** |" in text
     assert "| 1/800 (1/900 to 1/700) | at most 1/500 | met |" in text and "_timing" not in text
+    assert "| 0 (0 to 0) | at most 1.02 | met |" in text and "alive" not in text
     assert (
         "| `benchmarks/attacks.py` | – | GPU | *not measured* |" in text
         and "2 ratios from 1/800 to 1.50; 1 above" in text

@@ -21,6 +21,7 @@ SERIES = {
     "predicted": Style("predicted", charts.GREY, ""),
     "measured": Style("measured", charts.PAINT[0], "o", "none"),
 }
+WITHOUT = {"alive", "growth", "intervals"}  # scripts that compare with nobody
 
 
 def results(folder: Path) -> list[Result]:
@@ -31,8 +32,8 @@ def results(folder: Path) -> list[Result]:
 
 def ratio(value: float | None) -> str:
     """1.02 stays, 0.002 becomes 1/500."""
-    if value is None:
-        return "–"
+    if not value:
+        return "–" if value is None else "0"
     return f"{value:.2f}" if value >= 0.5 else f"1/{1 / value:.3g}"
 
 
@@ -100,8 +101,8 @@ def plan(told: dict[str, Any]) -> str:
 
 
 def ratios_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
-    """Ratios with their spread on a log axis, targets as ticks."""
-    table = pd.DataFrame(rows).rename(columns={"ratio": "value", "target": "threshold"}).astype({"threshold": float})
+    """Ratios with their spread on a log axis, which has no place for 0; targets as ticks."""
+    table = pd.DataFrame([row for row in rows if row["low"] > 0]).rename(columns={"ratio": "value", "target": "threshold"}).astype({"threshold": float})
     verdicts = ["missed" if met is False else "met" if met else "no target" for met in table["met"]]
     table = table.assign(verdict=verdicts, label=table["what"] + ", " + table["peer_name"])
     words: dict[str, Any] = {"xlabel": "ours over the peer's", "axes": {"xscale": "log"}, "line": 1.0}
@@ -109,7 +110,8 @@ def ratios_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
     return charts.figure(
         [charts.forest(table, VERDICTS, **words)],
         name="ratios",
-        caption="The ratios of the table: dots with their lowest and highest, less is better; upright marks: targets.",
+        caption="The ratios of the table but those of 0: dots with their lowest and highest, less is better; upright marks: "
+        "targets.",
         alt=f"Dot chart of {len(table)} ratios from {ratio(table['value'].min())} to {ratio(table['value'].max())}; "
         f"{missed} above their target.",
     )
@@ -137,9 +139,7 @@ def growth_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
 def made(folder: Path) -> dict[str, bytes]:
     """Path below the book's source → content, of all that book/benchmarks.md includes."""
     found = results(folder / "results")
-    scripts = sorted(
-        path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "growth"
-    )
+    scripts = sorted({path.stem for path in folder.glob("[!_]*.py")} - WITHOUT)
     texts, rows, steps = (
         {"ratios": ratios(found, scripts)},
         [row for one in found for row in one["rows"]],
