@@ -102,7 +102,8 @@ def plan(told: dict[str, Any]) -> str:
 
 def ratios_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
     """Ratios with their spread on a log axis, which has no place for 0; targets as ticks."""
-    table = pd.DataFrame([row for row in rows if row["low"] > 0]).rename(columns={"ratio": "value", "target": "threshold"}).astype({"threshold": float})
+    table = pd.DataFrame([row for row in rows if row["low"] > 0])
+    table = table.rename(columns={"ratio": "value", "target": "threshold"}).astype({"threshold": float})
     verdicts = ["missed" if met is False else "met" if met else "no target" for met in table["met"]]
     table = table.assign(verdict=verdicts, label=table["what"] + ", " + table["peer_name"])
     words: dict[str, Any] = {"xlabel": "ours over the peer's", "axes": {"xscale": "log"}, "line": 1.0}
@@ -110,8 +111,7 @@ def ratios_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
     return charts.figure(
         [charts.forest(table, VERDICTS, **words)],
         name="ratios",
-        caption="The ratios of the table but those of 0: dots with their lowest and highest, less is better; upright marks: "
-        "targets.",
+        caption="The table's ratios above 0: dots with lowest and highest, less is better; upright marks: targets.",
         alt=f"Dot chart of {len(table)} ratios from {ratio(table['value'].min())} to {ratio(table['value'].max())}; "
         f"{missed} above their target.",
     )
