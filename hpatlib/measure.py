@@ -29,7 +29,7 @@ from hpatlib.documents.profiles import Chosen
 from hpatlib.frozen import frozen
 from hpatlib.hybrid import Environment, perturb
 from hpatlib.records import Header, Images, Model, Record
-from hpatlib.runs import Trained, default_device, environment
+from hpatlib.runs import Run, Trained, default_device, environment, train_or_load
 from hpatlib.spatial import gradient_ascent
 from hpatlib.stbo import stbo
 from hpatlib.worst_case import worst_case
@@ -344,3 +344,8 @@ class Study:
             seconds=about["seconds"],
             device=about["device"],
         )
+
+
+def each_training(study: Study, runs: Sequence[Run], title: str) -> Iterator[Run]:
+    """Those of ``runs`` that are still to be asked, each trained and a step of ``study``, behind a progress bar."""
+    return study.steps(tqdm(runs, title, unit="training"), lambda run: train_or_load(run).provenance["key"])

@@ -44,7 +44,7 @@ from hpatlib.documents.assimilation.quantities import (
 from hpatlib.documents.profiles import Chosen
 from hpatlib.glcm import FEATURES
 from hpatlib.hybrid import Adversary
-from hpatlib.measure import BATCH, Attack, Study, logits, named, rows, sample
+from hpatlib.measure import BATCH, Attack, Study, each_training, logits, named, rows, sample
 from hpatlib.planning import announce, even_count
 from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
@@ -212,7 +212,7 @@ def _under_attack(
     )
     for (dataset, model, weights), group in zip(places, groups, strict=True):
         spread = spread_of(group, settings.shown)
-        for run in each(study, group):
+        for run in each_training(study, group, dataset):
             asked = {t: with_dose(trained_as(run, t, spread=spread), settings.shown)[:2] for t in trainings}
             about = {"dataset": dataset, "network": f"{model} ({weights})"}
             for training, (mine, images) in asked.items():
@@ -242,11 +242,6 @@ def _under_attack(
     felled = study.taken("felled")
     study.table("felled", felled.groupby(list(felled.columns), sort=False).size().reset_index(name="images"))
     return study.record()
-
-
-def each(study: Study, trainings: Sequence[Run]) -> Iterator[Run]:
-    """The trainings that are still to be asked, a step of ``study`` each."""
-    return study.steps(trainings, lambda run: train_or_load(run).provenance["key"])
 
 
 def clean_rows(model: nn.Module, images: ImageSet, settings: Profile, seed: int) -> pd.DataFrame:
@@ -355,7 +350,7 @@ def texture_colour_adaptation(chosen: Chosen[Profile]) -> Record:
     announce(trained_as(run, t) for place in asked for run in runs(chosen, *place) for t in ("assimilated", FREE))
     for dataset in MEDICAL[:2]:
         for model, weights in chosen.settings.backbones:
-            for run in each(study, runs(chosen, dataset, model, weights)):
+            for run in each_training(study, runs(chosen, dataset, model, weights), dataset):
                 for training in ("assimilated", FREE):
                     trained, images, adapted = with_dose(trained_as(run, training), chosen.settings.shown)
                     about = {"dataset": dataset, "network": f"{model} ({weights})", "training": training}

@@ -4,7 +4,7 @@ The report makes its perturbed sets once, from the model trained on clean images
 training measure robustness against another model's attack. The tests that it does not show stand beside them (C3).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from hpatlib import attacks, measure
 from hpatlib._model import device_of
@@ -65,7 +64,7 @@ def formula(chosen: Chosen[Profile]) -> Record:
     """Figures 1 and 2: how far the printed formula and FGSM move a pixel, and what the simple CNN answers then (C1)."""
     study = Study(FORMULA, chosen, ("eps", "formula"))
     announce(chosen.runs())
-    for run in _each(study, chosen.runs(), "simple CNN"):
+    for run in measure.each_training(study, chosen.runs(), "simple CNN"):
         clean = train_or_load(run)
         study.add(clean, rows(clean.test, measure.logits_of(clean.model, clean.test)), eps=0, formula="none")
         for eps in REPORTED:
@@ -101,11 +100,11 @@ def resnet50(chosen: Chosen[Profile]) -> Record:
     study, trainings = Study(RESNET50, chosen, CONDITIONS), chosen.settings.network_trainings
     several = [chosen.runs(trainings, model=model, weights=weights) for model, weights in chosen.settings.networks]
     announce([*map(other, chosen.runs(trainings)), *asked_of([run for group in several for run in group], [EPS])])
-    for model, weights in chosen.settings.networks:
-        for run in _each(study, chosen.runs(trainings, model=model, weights=weights), f"{model} ({weights})"):
+    for (model, weights), runs in zip(chosen.settings.networks, several, strict=True):
+        for run in measure.each_training(study, runs, f"{model} ({weights})"):
             attack_training(study, run, [EPS])
     # The simple CNN that transfer attacks come from: of the same splits, and so what the others are compared with.
-    for run in _each(study, chosen.runs(trainings), "simple CNN"):
+    for run in measure.each_training(study, chosen.runs(trainings), "simple CNN"):
         simple = train_or_load(other(run))
         _add_clean(study, simple, chosen.settings, network=network(simple), split=run.split_by, eps=0, training="clean")
     return study.record()
@@ -120,7 +119,7 @@ def simple_cnn(chosen: Chosen[Profile]) -> Record:
     splits = {"patient": list(READINGS), "random": ["static"]}
     announce(run for split, kinds in splits.items() for run in asked_of(chosen.runs(split_by=split), [EPS], kinds))
     for split, trainings in splits.items():
-        for run in _each(study, chosen.runs(split_by=split), f"split by {split}"):
+        for run in measure.each_training(study, chosen.runs(split_by=split), f"split by {split}"):
             attack_training(study, run, [EPS], trainings)
     return study.record()
 
@@ -134,7 +133,7 @@ def smaller_eps(chosen: Chosen[Profile], eps: float) -> Record:
         raise ValueError(f"the report has no figures at ε = {eps}: choose one of {', '.join(map(str, SMALLER))}")
     study = Study(SMALLER[eps], chosen, CONDITIONS)
     announce(asked_of(chosen.runs(), [eps, EPS]))
-    for run in _each(study, chosen.runs(), "simple CNN"):
+    for run in measure.each_training(study, chosen.runs(), "simple CNN"):
         attack_training(study, run, [eps, EPS])
     return study.record()
 
@@ -146,7 +145,7 @@ def sweep(chosen: Chosen[Profile]) -> Record:
     large = chosen.runs(settings.sweep_trainings, model=model, weights=weights)
     announce(asked_of([*chosen.runs(), *large], settings.ladder, trainings))
     for title, runs in {"simple CNN": chosen.runs(), f"{model} ({weights})": large}.items():
-        for run in _each(study, runs, title):
+        for run in measure.each_training(study, runs, title):
             attack_training(study, run, settings.ladder, trainings, leaks=True)
     return study.record()
 
@@ -278,11 +277,6 @@ def leaking(trained: Trained, source: nn.Module, *, eps: float, seed: int) -> di
     said = answers["wrong label"].argmax(dim=1).numpy()
     found["wrong label"]["misled"] = (said == wrong.labels).astype(float)
     return found
-
-
-def _each(study: Study, runs: Sequence[Run], title: str) -> Iterator[Run]:
-    """The trainings that are still to be asked, behind a progress bar: a step of the study each."""
-    return study.steps(tqdm(runs, title, unit="training"), lambda run: train_or_load(run).provenance["key"])
 
 
 def _unmargined(outcomes: pd.DataFrame) -> pd.DataFrame:
