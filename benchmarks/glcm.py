@@ -29,6 +29,7 @@ BATCH, SIZE, WINDOW, DISTANCE = 8, 224, 20, 3
 CROPS = 6  # how many windows the libraries are timed on
 ANGLES = [2 * math.pi * n / 8 for n in range(8)]
 OFFSETS = np.array([(0, 3), (2, 2), (3, 0), (2, -2), (0, -3), (-2, -2), (-3, 0), (-2, 2)])
+LEVELS, BOTH = "texture features, whole levels", "texture features and gradients"
 PAIR_FEATURES = tuple(name for name in FEATURES if name != "asm")
 
 
@@ -189,10 +190,10 @@ def main() -> None:
     differences["scikit-image"] = largest_difference(at_places, by_skimage(crops))
 
     mine = {
-        "values, whole levels": lambda: texture_features(whole),
-        "values": lambda: texture_features(between),
-        "values and gradients": lambda: differentiate(between),
-        "values and gradients, no ASM": lambda: differentiate(between, PAIR_FEATURES),
+        LEVELS: lambda: texture_features(whole),
+        "texture features": lambda: texture_features(between),
+        BOTH: lambda: differentiate(between),
+        f"{BOTH}, no ASM": lambda: differentiate(between, PAIR_FEATURES),
     }
     try:
         counts, shares = compiled()
@@ -211,9 +212,9 @@ def main() -> None:
             differences[f"{loop}, {name}"] = largest_difference(ours, theirs)
     seconds = compare(mine | loops, options.repeats, clock)
     if loops:
-        rows.append(row("values, whole levels", seconds, "values, whole levels", "numba, counts", target=2))
-        rows.append(row("values, any grey values", seconds, "values", "numba, shares", target=2))
-    for name, limit in (("values and gradients", 10), ("values and gradients, no ASM", 5)):
+        rows.append(row(LEVELS, seconds, LEVELS, "numba, counts", target=2))
+        rows.append(row("texture features, any grey values", seconds, "texture features", "numba, shares", target=2))
+    for name, limit in ((BOTH, 10), (f"{BOTH}, no ASM", 5)):
         an_image = {name: [1e3 * taken / BATCH for taken in seconds[name]], "a limit": [limit] * options.repeats}
         rows.append(row(f"{name}, an image", an_image, name, "a limit", target=1, unit="ms"))
 
@@ -223,11 +224,11 @@ def main() -> None:
         except ImportError as missing:
             print(f"{name} does not take part: {missing}")
             continue
-        once = {"hpatlib": mine["values and gradients"], name: lambda library=library: library(crops)}
+        once = {"hpatlib": mine[BOTH], name: lambda library=library: library(crops)}
         part = BATCH * side * side / CROPS
         target = 1 / 50 if name == "scikit-image" else None
         taken = compare(once, options.repeats, clock)
-        rows.append(row("values and gradients, against values", taken, "hpatlib", name, target=target, scale=part))
+        rows.append(row(f"{BOTH}, against values alone", taken, "hpatlib", name, target=target, scale=part))
 
     print("largest differences, relative above 1:", {name: f"{gap:.1e}" for name, gap in differences.items()})
     save("glcm", rows, options, largest_differences=differences)
