@@ -142,7 +142,8 @@ def agreement(options: argparse.Namespace) -> list[Row]:
                 itself = float((again == other).double().mean())
                 print(f"{'':14} two seeds of torchattacks' own: same {itself:.1%}")
                 differ = {"its other seed says otherwise": [1 - itself], "one per cent": [0.01]}
-                what = f"share of images that two seeds of torchattacks judge otherwise, {name}, ε = {255 * eps:.2f}/255"
+                what = "share of images that two seeds of torchattacks judge otherwise"
+                what += f", {name}, ε = {255 * eps:.2f}/255"
                 rows.append(row(what, differ, *differ, unit="of the images"))
     return rows
 
