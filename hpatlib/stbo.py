@@ -129,7 +129,8 @@ class Process:
     ``kernel`` may hold R rival kernels for each process; all of them are conditioned, ``choose`` takes the likeliest.
     Keeps ``inverse [G·R, T, T]``, the inverse of each Cholesky factor L of K + noise·I, which grows by one row a query:
     posterior moments and likelihoods are then matrix products, faster in batches than triangular solves, and no
-    length-scale has to be fitted step by step.
+    length-scale has to be fitted step by step. ``white [G·R, T, 2]`` is L⁻¹ times the values and times ones, which
+    gives L⁻¹ of the values at whatever mean and deviation they have by now.
     """
 
     def __init__(self, kernel: Kernel, processes: int, capacity: int, device: torch.device | str = "cpu") -> None:
@@ -139,14 +140,18 @@ class Process:
         self.chosen = self.first  # [G], in 0…G·R − 1
         self.t = 0
         self.inputs: Tensor  # [G, T, d], from the first query on, which says what d is
+        self.origin: Tensor  # [G], the first value, which ``values`` are counted from
         self.values = torch.zeros(processes, capacity, 1, dtype=torch.float64, device=device)
         self.inverse = torch.zeros(processes * self.rivals, capacity, capacity, dtype=torch.float64, device=device)
+        self.white = torch.zeros(processes * self.rivals, capacity, 2, dtype=torch.float64, device=device)
 
     def add(self, point: Tensor, value: Tensor) -> None:
         """Condition each process on g(``point [G, d]``) = ``value [G]``."""
         t, groups = self.t, len(self.values)
         if t == 0:
             self.inputs = point.new_zeros(groups, self.values.shape[1], point.shape[-1])
+            self.origin = value.double()
+        value = value - self.origin  # what all values share would be lost in rounding where they hardly differ
         self.inputs[:, t], self.values[:, t, 0] = point, value
         inverse = self.inverse[:, :t, :t]
         covariance = self.kernel.forward(self._each(self.inputs[:, :t]), self._each(point.unsqueeze(1)))  # [G·R, t, 1]
@@ -154,20 +159,31 @@ class Process:
         pivot = (1 + NOISE - row.square().sum(dim=1)).clamp_min(NOISE).sqrt()  # [G·R, 1]
         self.inverse[:, t, :t] = -(row.mT @ inverse).squeeze(1) / pivot
         self.inverse[:, t, t] = 1 / pivot.squeeze(1)
+        last = F.pad(self._each(value.unsqueeze(1)), (0, 1), value=1)  # [G·R, 2]: the value, and one
+        self.white[:, t] = (last - (row.mT @ self.white[:, :t]).squeeze(1)) / pivot
         self.t += 1
+
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation ``[G, 1]`` of the values so far."""
+        values = self.values[:, : self.t, 0]
+        return values.mean(dim=1, keepdim=True), values.std(dim=1, keepdim=True, unbiased=False).clamp_min(1e-12)
 
     def standardised(self) -> Tensor:
         """The values so far ``[G, t, 1]`` with mean 0 and deviation 1, so that one kernel scale fits all images."""
-        values = self.values[:, : self.t]
-        deviation = values.std(dim=1, keepdim=True, unbiased=False)
-        return (values - values.mean(dim=1, keepdim=True)) / deviation.clamp_min(1e-12)
+        mean, deviation = self.scale()
+        return ((self.values[:, : self.t, 0] - mean) / deviation).unsqueeze(2)
+
+    def whitened(self) -> Tensor:
+        """L⁻¹ of the standardised values ``[G·R, t]``, for each rival."""
+        mean, deviation = map(self._each, self.scale())
+        values, ones = self.white[:, : self.t].unbind(dim=2)
+        return (values - mean * ones) / deviation
 
     def log_marginal_likelihood(self) -> Tensor:
         """log p(g | s) ``[G, R]`` of the standardised values under each rival."""
-        inverse = self.inverse[:, : self.t, : self.t]
-        half = inverse @ self._each(self.standardised())  # [G·R, t, 1]: L⁻¹g
-        log_determinant = -2 * inverse.diagonal(dim1=1, dim2=2).log().sum(dim=1)
-        found = -0.5 * (half.square().sum(dim=(1, 2)) + log_determinant + self.t * math.log(2 * math.pi))
+        half = self.whitened()
+        log_determinant = -2 * self.inverse[:, : self.t, : self.t].diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        found = -0.5 * (half.square().sum(dim=1) + log_determinant + self.t * math.log(2 * math.pi))
         return found.view(-1, self.rivals)
 
     def choose(self) -> None:
@@ -179,7 +195,7 @@ class Process:
         inverse = self.inverse[self.chosen, : self.t, : self.t]
         covariance = self.kernel[self.chosen].forward(self.inputs[:, : self.t], points)  # [G, t, C]
         half = inverse @ covariance  # [G, t, C]: L⁻¹κ
-        mean = (half.mT @ (inverse @ self.standardised())).squeeze(-1)  # κᵀK⁻¹g
+        mean = (half.mT @ self.whitened()[self.chosen].unsqueeze(2)).squeeze(2)  # κᵀK⁻¹g
         variance = 1 - half.square().sum(dim=1)  # k − κᵀK⁻¹κ
         return mean, variance.clamp_min(1e-12).sqrt()
 

@@ -116,6 +116,15 @@ def test_the_marginal_likelihood_of_every_rival_equals_gpytorchs(box):
             torch.testing.assert_close(found[n, rival], expected.detach(), atol=1e-5, rtol=0)
 
 
+def test_a_flat_loss_promises_nothing_anywhere():
+    """Where all values are one, the posterior mean is that everywhere, to the bit: no hill is made of rounding."""
+    _, points, _ = observed(BOXES[1], 12)
+    process = Process(kernel(BOXES[1], 3), 3, 12)
+    for n in range(12):
+        process.add(points[:, n], torch.tensor([0.1, 3.7, 1e6]))
+    assert not process.posterior(points[:, :5] + 0.01)[0].any()
+
+
 def test_each_process_takes_its_own_likeliest_length_scales_and_stays_exact():
     """Two processes see functions of short and long waves: the posterior of each is that of a lone process."""
     box, t = Box(3, 30), 40
