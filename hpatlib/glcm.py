@@ -219,15 +219,19 @@ def _asm(
         counts = [corner.index_select(0, cells) for corner in corners]
         for corner in corners:
             corner.scatter_(0, cells, zeros[: len(cells)])
-        total = torch.zeros_like(weights[0])
-        for weight, count in zip(weights, counts, strict=True):
+        total = weights[0] * counts[0]
+        for weight, count in zip(weights[1:], counts[1:], strict=True):
             total.addcmul_(weight, count)
         values.append(total.view(pairs, -1).sum(dim=0) / pairs**2)
         if with_slopes and between:
             p00, p01, p10, p11 = (count.view_as(a[0]) for count in counts)
             to_first, to_second = _pairs(slopes[n], offset)
-            to_first += a[0] * (p10 * b[0] + p11 * b[1]) - a[1] * (p00 * b[0] + p01 * b[1])
-            to_second += b[0] * (p01 * a[0] + p11 * a[1]) - b[1] * (p00 * a[0] + p10 * a[1])
+            for to, own, other, (c00, c01, c10, c11) in (
+                (to_first, a, b, (p00, p01, p10, p11)),
+                (to_second, b, a, (p00, p10, p01, p11)),
+            ):
+                to.addcmul_(own[0], torch.addcmul(c10 * other[0], c11, other[1]))
+                to.addcmul_(own[1], torch.addcmul(c00 * other[0], c01, other[1]), value=-1)
             slopes[n] *= math.pi / pairs**2  # 2 / N² of Σ P², π/2 of the angle
     return torch.stack(values), slopes.masked_fill_(angle == 0, 0)  # a kink: left and right slopes differ
 
