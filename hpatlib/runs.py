@@ -45,6 +45,7 @@ BEHAVIOUR = {"training": 1, "models": 2, "attacks": 1, "stbo": 2, "mixbn": 1, "a
 
 FRONTS: dict[str, Callable[[nn.Module], nn.Module]] = {"replicated": Replicated, "assimilated": Assimilated}
 PACKAGES = ("hpatlib", "torch", "timm", "gpytorch", "numpy", "scikit-learn")
+RESULTS = ("evidence", "benchmarks/results")  # folders of a checkout that runs write to
 
 Network = Callable[[int, int], nn.Module]  # (classes, channels) -> a module that takes pixels in [0, 1]
 
@@ -444,12 +445,20 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout, ``"-dirty"`` behind it where tracked files are not as committed; None outside one."""
+    """The commit of the checkout, ``"-dirty"`` behind it where tracked files are not as committed; None outside one.
+
+    Results, those of ``RESULTS``, are no code: one that a run renews does not make the next run's commit dirty.
+    """
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / "pyproject.toml").is_file():  # site-packages may lie in somebody else's checkout
         return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{name}" for name in RESULTS))
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

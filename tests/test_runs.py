@@ -8,6 +8,7 @@ new numbers here: all models that went through it have to be trained again.
 import json
 import multiprocessing
 import os
+import subprocess
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -159,6 +160,25 @@ def test_the_environment_names_the_commit_of_a_checkout_and_of_nothing_else(monk
         assert told["commit"].removesuffix("-dirty").isalnum() and 7 <= len(told["commit"]) <= 46
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "site-packages" / "hpatlib" / "runs.py"))
     assert runs.environment("cpu")["commit"] is None
+
+
+def test_changed_code_makes_a_commit_dirty_and_a_renewed_result_does_not(monkeypatch, tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
+
+    for name in ("pyproject.toml", "hpatlib/runs.py", "evidence/a/record.json", "benchmarks/results/stbo.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "all")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "hpatlib" / "runs.py"))
+    clean = runs.commit()
+    for name in ("evidence/a/record.json", "benchmarks/results/stbo.json", "untracked.py"):
+        (tmp_path / name).write_text("2")
+    assert clean and clean.isalnum() and runs.commit() == clean
+    (tmp_path / "hpatlib" / "runs.py").write_text("2")
+    assert runs.commit() == f"{clean}-dirty"
 
 
 # Models kept by key
