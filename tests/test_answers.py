@@ -153,7 +153,7 @@ def test_pages_name_every_claim_once_and_close_their_tags(pages):
         assert page.count(f'id="{name}"') == 1
     for document in documents.names():
         lists = "".join(
-            made[f"book/made/{document}_{kind}.txt"] for kind in ("holds", "fails", "undecided", "untested")
+            made[f"book/made/{document}_{kind}.txt"] for kind in ("holds", "fails", "near", "undecided", "untested")
         )
         for claim in claims.of(document):
             assert lists.count(f'href="claims.html#{claim.id}"') == 1

@@ -305,11 +305,12 @@ def _raw(content: str) -> str:
 
 
 def summary(judged: Sequence[Judgement]) -> dict[str, str]:
-    """What holds, what does not, what could not be told, and what was not tested, a list each."""
+    """What holds, what does not, what lies near its threshold, what could not be told, and what was not tested."""
     kinds = {
         "holds": ("supported",),
         "fails": ("contradicted",),
-        "undecided": ("no difference", "cannot tell", "inconclusive"),
+        "near": ("no difference",),
+        "undecided": ("cannot tell", "inconclusive"),
         "untested": ("not yet tested",),
     }
     return {kind: _raw(_listed([j for j in judged if j.verdict in verdicts])) for kind, verdicts in kinds.items()}
