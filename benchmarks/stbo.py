@@ -157,7 +157,6 @@ def losses_at_equal_budgets(name: str, options: argparse.Namespace) -> list[Row]
     methods: dict[str, Callable[[Box, int], Tensor]] = {
         "STBO": at(stbo),
         "STBO, length-scale held": at(stbo, refit_every=None),
-        "STBO, 4 steps of polish": at(stbo, polish=4),
         "DIRECT": at(direct_search),
         "Sobol and local": at(local_search),
         "Sobol and 4 × 5 of Adam": at(gradient_ascent),

@@ -247,7 +247,7 @@ def climb(
                 size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)  # [B, 1, 1, 1]
                 # A zero gradient stays zero instead of becoming 0/0.
                 momentum = decay * momentum + gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
-                direction = momentum.clone()
+                direction = momentum
             x = x.detach().add_(direction.sign().mul_(step)).clamp_(low, high)
     check_total(total)
     return x

@@ -29,7 +29,7 @@ import pandas as pd
 from hpatlib import documents, records
 from hpatlib._files import write
 from hpatlib.outcomes import Outcomes, Unmeasured
-from hpatlib.records import Record
+from hpatlib.records import Model, Record
 from hpatlib.statistics import Estimate, Quantity
 
 VERDICTS = ("supported", "contradicted", "no difference", "cannot tell", "inconclusive", "not yet tested")
@@ -211,11 +211,13 @@ def _competent(measured: Quantity, record: Record | None, margin: float) -> str:
     if record is None:
         return ""
     models = record.header.models
-    asked_of = used(measured, record)
-    networks = {models[m].network for m in asked_of}
-    asked = [models[m] for m in asked_of if models[m].baseline and models[m].accuracy is not None]
-    # A claim about adversarial trainings alone is gated by the clean training of the same network, where there is one.
-    asked = asked or [m for m in models if m.baseline and m.network in networks and m.accuracy is not None]
+    known = [model for model in models if model.baseline and model.accuracy is not None]
+    asked_of = [models[m] for m in used(measured, record)]
+    # A claim about adversarial trainings alone is gated by the clean trainings of the same network on the same split.
+    kin = {_kin(model) for model in asked_of}
+    asked = [model for model in asked_of if model in known] or [model for model in known if _kin(model) in kin]
+    if asked_of and not asked:
+        return "no network that learned from clean images alone was measured beside it"
     by_network: dict[str, list[float]] = {}
     for m in asked:
         by_network.setdefault(f"{m.network}, {m.run.get('dataset', '')}", []).append(
@@ -228,6 +230,11 @@ def _competent(measured: Quantity, record: Record | None, margin: float) -> str:
                 f"average, and {100 * margin:g} are needed"
             )
     return ""
+
+
+def _kin(model: Model) -> tuple[str, ...]:
+    """What two models share that differ in nothing but how they were trained."""
+    return (model.network, *(str(model.run.get(name)) for name in ("dataset", "split_by", "repeat")))
 
 
 def _floor(measured: Quantity, record: Record | None, edge: float) -> str:
@@ -260,8 +267,10 @@ def _dose(measured: Quantity, record: Record | None, least: dict[str, float]) ->
 def _alike(measured: Quantity, threshold: float) -> str:
     """Always asked: n outcomes that are all alike have no variance, and may still hide a share of 3 / n."""
     low, high = measured.interval()
-    if low == high and measured.n and abs(measured.value - threshold) <= 3 / measured.n:
-        return f"all outcomes are alike, and {measured.n} images a training are too few to tell from the threshold"
+    parts = (measured,) if isinstance(measured, Estimate) else measured.parts
+    n = min(min(part.n, len(part.clusters) or part.n) for part in parts)
+    if low == high and n and abs(measured.value - threshold) <= 3 / n:
+        return f"all outcomes are alike, and {n} images, patients or groups are too few to tell from the threshold"
     return ""
 
 
@@ -282,7 +291,9 @@ def judge(document: str, chapters: Sequence[str] | None = None) -> list[Judgemen
     # Holm's family: what was measured and may be concluded from.
     free = [(k, j.claim, j.quantity) for k, j in enumerate(judged) if j.quantity is not None and not j.why]
     away = _holm([_away(claim, found) for _, claim, found in free])
-    near = _holm([_near(claim, found) for _, claim, found in free])
+    asked = [n for n, (_, claim, _) in enumerate(free) if claim.margin is not None]  # the others have no such test
+    tested = dict(zip(asked, _holm([_near(*free[n][1:]) for n in asked]), strict=True))
+    near = [tested.get(n, 1.0) for n in range(len(free))]
     for (k, claim, found), far, close in zip(free, away, near, strict=True):
         verdict = _verdict(claim, found, far, close)
         uncorrected = _verdict(claim, found, _away(claim, found), _near(claim, found))

@@ -142,7 +142,9 @@ def run(
         typer.echo(name if plain else f"{name} → {_short(target)}")
         if drifted(known[name]):
             typer.echo(f"{name}.md is not what its notebook was written from: hpat sync {name} renews it", err=True)
-        with alone(target, partial(_waiting, name)):
+        # The notebook, and what the chapter's steps keep while it measures.
+        measured, waiting = home() / "measured" / name / label, partial(_waiting, name)
+        with alone(measured, waiting), alone(target, waiting):
             message = execute_plainly(known[name], given) if plain else execute(known[name], target, given)
         if message is not None:
             failed.append(name)

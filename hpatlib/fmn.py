@@ -25,7 +25,7 @@ def fmn(model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "linf"
     """The nearest misclassified image that is found, or the image as it is where none is: ``[B, C, H, W]``.
 
     An image that is misclassified already is its own nearest. Until one is found, the ball reaches as far as the
-    boundary would lie if the margin were linear. Costs ``iterations`` gradients.
+    boundary would lie if the margin were linear. Costs ``iterations`` − 1 gradients and a look.
     """
     check_images(images, labels)
     check_eps(0, norm)
@@ -39,7 +39,9 @@ def fmn(model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "linf"
         for iteration in range(iterations):
             share = (1 + math.cos(math.pi * iteration / iterations)) / 2
             step, pace = (last + share * (first - last) for first, last in (STEP, PACE))
-            lead, wrong, gradient = look(model, x, labels, ascended, first=iteration == 0)
+            lead, wrong, gradient = look(
+                model, x, labels, ascended, first=iteration == 0, last=iteration == iterations - 1
+            )
             total = total + lead.sum() + gradient.sum()
             length = distance(x - images, norm)
             closer = wrong & (length < smallest)

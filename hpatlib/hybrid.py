@@ -165,10 +165,7 @@ def random_noise(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Uniform noise in ±``eps``, clipped to [0, 1]: a pixel perturbation that asks the model nothing."""
-    eps = check_fraction("eps", eps)
-    device = generator.device if generator is not None else images.device
-    noise = torch.rand(images.shape, generator=generator, device=device, dtype=images.dtype).to(images.device)
-    return (images + eps * (2 * noise - 1)).clamp_(0, 1)
+    return attacks.noisy(images, check_fraction("eps", eps), generator).clamp_(0, 1)
 
 
 class _Masked(nn.Module):

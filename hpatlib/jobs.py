@@ -197,7 +197,7 @@ def _speed(gpu: bool) -> Speed:
         (about["run"], about["data"]["train"], about["seconds"], about["device"]) for about in runs.trained().values()
     ]
     kept = [
-        ({"count": None} | model.run, model.train, model.seconds, model.device)
+        ({"count": None, "real": False} | model.run, model.train, model.seconds, model.device)
         for record in map(records.read, records.everything())
         for model in record.header.models
         if model.seed is not None
@@ -226,7 +226,8 @@ def _memory(run: Run, images: int) -> int:
 
 def _measuring(chapter: str, source: Path, profile: str, gpu: bool, training: float) -> float | None:
     """Seconds of a record of this profile on such a device, less its trainings', or what the chapter's table of costs
-    says, less ``training``, all that its trainings take; None where neither is known."""
+    says, less ``training``, all that its trainings take; None where neither is known. Too few where the record's run
+    had found some of its models trained already, for nothing says which."""
     for record in records.of(chapter):
         header = record.header
         if header.profile == profile and header.environment["device"].startswith("CPU") != gpu:

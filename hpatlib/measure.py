@@ -18,12 +18,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from hpatlib import claims, outcomes, records
 from hpatlib._files import home, sealed, source, unsealed, write
-from hpatlib._model import device_of, held_still
+from hpatlib._model import device_of, held_still, margin
 from hpatlib.data import ImageSet
 from hpatlib.documents.profiles import Chosen
 from hpatlib.frozen import frozen
@@ -172,9 +171,9 @@ def _harder(
     tried = []
     if place.fixed is not None:
         # Where the usual 4 · 5 gradients of three units do not fit into the budget, one start has half of it.
-        starts, steps = (4, 5) if searches >= 64 else (1, max(1, searches // 6))
+        starts, steps = (4, 5) if searches >= 68 else (1, max(1, (searches - 2) // 6))
         ascent = partial(gradient_ascent, model, noisy, labels, place.box, starts=starts, steps=steps)
-        tried.append(ascent(evaluations=max(4, searches), generator=generator).images)
+        tried.append(ascent(evaluations=max(5, searches), generator=generator).images)
     if place.eps:
         tried.append(SUITE(model, images, labels, eps=place.eps, generator=generator).images)
     return tried
@@ -182,11 +181,8 @@ def _harder(
 
 def hardest(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Of several answers ``[B, classes]`` to each image, the one that speaks least for its label: ``[B, classes]``."""
-    stacked = torch.stack(list(answers))  # [K, B, classes]
-    own = F.one_hot(labels, stacked.shape[-1]).bool()
-    margin = stacked.masked_fill(~own, 0).sum(dim=-1) - stacked.masked_fill(own, -math.inf).amax(dim=-1)  # [K, B]
-    least = margin.argmin(dim=0)
-    return stacked[least, torch.arange(len(labels), device=labels.device)]
+    least = torch.stack([margin(each, labels) for each in answers]).argmax(dim=0)  # a margin is how far it is wrong
+    return torch.stack(list(answers))[least, torch.arange(len(labels), device=labels.device)]
 
 
 def sample(data: ImageSet, count: int) -> ImageSet:
@@ -209,6 +205,7 @@ class Study:
     def __init__(self, chapter: str, chosen: Chosen, conditions: Sequence[str]) -> None:
         self.chapter, self.chosen, self.conditions = chapter, chosen, tuple(conditions)
         self.claims = claims.check(chapter)
+        self.environment = environment(default_device())  # of the code that measures, not of what is there at the end
         self.parts: list[pd.DataFrame] = []
         self.models: dict[str, Model] = {}
         self.images: dict[str, Images] = {}
@@ -223,7 +220,7 @@ class Study:
         ``key`` is what decides a step beside its place in the chapter, the chapter's parameters, the library's source,
         and device and versions: as a rule the key of the model that is asked, which stands for its images too.
         """
-        where = environment(default_device())
+        where = self.environment
         decided = [self.chapter, self.chosen, source(), where["device"], where["versions"]]
         for item in items:
             told = repr([*decided, next(self._number), key(item)]).encode()
@@ -311,7 +308,7 @@ class Study:
             models=list(self.models.values()),
             images=list(self.images.values()),
             tables=self.tables,
-            environment=environment(default_device()),
+            environment=self.environment,
             sha256="",
         )
         content = pd.concat(self.parts, ignore_index=True) if self.parts else empty

@@ -64,7 +64,7 @@ class Outcomes:
 
     def values(self, condition: str) -> list[str]:
         """The values that a condition takes, in the order in which they were measured."""
-        return list(dict.fromkeys(self.rows[condition].astype(str)))
+        return list(map(str, self.rows[condition].unique()))
 
     @cached_property
     def accuracy(self) -> Cells:

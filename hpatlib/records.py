@@ -179,6 +179,7 @@ def save(header: Header, rows: pd.DataFrame, folder: Path) -> Record:
     """
     content = outcomes.encode(outcomes.tidy(rows, header.conditions))
     header = msgspec.structs.replace(header, sha256=hashlib.sha256(content).hexdigest())
+    header = msgspec.json.decode(msgspec.json.encode(header), type=Header)  # as it will be read, or ValueError
     header = msgspec.structs.replace(header, checksum=_checksum(header))
     path = folder / header.chapter / f"{header.profile}-{header.data}-seed{header.seed}.json"
     record = _record(path, header, content)

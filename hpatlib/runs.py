@@ -253,7 +253,7 @@ def _train(
     first = run.seed + 1_000_000 * run.repeat
     torch.manual_seed(first)
     model = _build(run, train, run.weights, network)
-    started = time.perf_counter()
+    where, started = environment(device), time.perf_counter()
     if run.spread is not None:
         assert isinstance(model, Assimilated)  # the front that a spread needs
         repaint_at_random(model, (x for x, _ in train.batches(64)), run.spread)
@@ -294,7 +294,7 @@ def _train(
         "epochs": epochs,
         "seconds": round(time.perf_counter() - started, 1),
         "dose": {},
-        **environment(device),
+        **where,
     }
     if team.size > 1:
         provenance["device"] += f", {team.size} processes"

@@ -218,7 +218,7 @@ def gradient_ascent(
     generator: torch.Generator | None = None,
 ) -> SearchResult:
     """Adam through the warp, ``steps`` from each of the ``starts`` worst Sobol points, of which there are
-    ``evaluations`` − 3 · ``starts`` · ``steps``: a gradient is three units of the budget.
+    ``evaluations`` − ``starts`` · (3 · ``steps`` + 1): a gradient is three units of the budget, a last look is one.
 
     Steps shrink from 10 % of the box to 1 % of it. ``loss``: what is searched for its highest value, as in
     ``hpatlib.attacks``. Raises ``ValueError`` for a budget that leaves fewer first points than starts.
@@ -226,11 +226,12 @@ def gradient_ascent(
     check_images(images, labels)
     evaluations, starts = check_whole("evaluations", evaluations), check_whole("starts", starts)
     steps = check_whole("steps", steps)
-    first = evaluations - 3 * starts * steps
+    needed = starts * (3 * steps + 1)
+    first = evaluations - needed
     if first < starts:
         raise ValueError(
-            f"{starts} starts of {steps} steps, 3 units each, and {starts} points to start from need evaluations of at "
-            f"least {3 * starts * steps + starts}, found {evaluations}"
+            f"{starts} starts of {steps} steps, 3 units each and 1 for a last look, and {starts} points to start from "
+            f"need evaluations of at least {needed + starts}, found {evaluations}"
         )
     with held_still(model):
         search = Search(model, images, labels, box, loss)
@@ -244,6 +245,7 @@ def gradient_ascent(
             adam.step()
             shrink.step()
             unit.copy_(box.inside(unit))
+        search.ask(unit.detach())
     return search.result()
 
 

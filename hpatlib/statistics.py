@@ -245,7 +245,10 @@ class Least:
         return min(1.0, len(self.parts) * min(part.below(threshold) for part in self.parts))
 
     def would_decide(self, threshold: float, tail: float = 0.025) -> str:
-        return self.deciding.would_decide(threshold, tail)
+        if self.value > threshold:  # all must lie above it: ask the one that does so least surely
+            return max(self.parts, key=lambda part: part.above(threshold)).would_decide(threshold, tail)
+        surest = min(self.parts, key=lambda part: part.below(threshold))
+        return surest.would_decide(threshold, tail / len(self.parts))
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,6 @@ def stbo(
     initial: int = 10,
     candidates: tuple[int, int] = (48, 48),
     refit_every: int | None = 1,
-    polish: int = 0,
     scope: Literal["image", "batch"] = "image",
     loss: Loss = "cross-entropy",
     generator: torch.Generator | None = None,
@@ -47,10 +46,9 @@ def stbo(
     ``initial``: size of the first design, the untouched image followed by Sobol points; ``candidates``: how many
     transforms expected improvement chooses from, drawn all over the box and near the best one so far; ``refit_every``:
     after how many evaluations each process takes the length-scales of highest marginal likelihood, of all pairs of
-    ``SHIFTS`` and ``ANGLES`` (None: they stay at ``LENGTHSCALE``). ``polish``: that many last steps go up the gradient
-    through the warp, at three evaluations of the budget each. ``scope="batch"`` reads equation 5 literally: one s for
-    all images, the worst on average; then ``history`` holds the average loss, the same for each image. ``loss``: what
-    is searched for its highest value, as in ``hpatlib.attacks``; for cross-entropy, the process models its
+    ``SHIFTS`` and ``ANGLES`` (None: they stay at ``LENGTHSCALE``). ``scope="batch"`` reads equation 5 literally: one s
+    for all images, the worst on average; then ``history`` holds the average loss, the same for each image. ``loss``:
+    what is searched for its highest value, as in ``hpatlib.attacks``; for cross-entropy, the process models its
     ``spatial.log_odds``, which has the same order and does not flatten out.
 
     ``images [B, C, H, W]`` in [0, 1], ``labels [B]``. The model is left as found. Raises ``ValueError`` for bad inputs
@@ -65,20 +63,17 @@ def stbo(
         refit_every = check_whole("refit_every", refit_every)
     if scope not in ("image", "batch"):
         raise ValueError(f'scope must be "image" or "batch", found {scope!r}')
-    queries = evaluations - 3 * check_whole("polish", polish, least=0)
-    if queries < 1:
-        raise ValueError(f"polish takes 3 evaluations a step, found {polish} steps and {evaluations} evaluations")
 
     groups = len(images) if scope == "image" else 1
     with torch.no_grad(), held_still(model):
         search = Search(model, images, labels, box, loss, together=scope == "batch")
-        process = Process(kernel(box, groups, refit=refit_every is not None), groups, queries, images.device)
-        design = sobol_points(min(initial, queries), groups, generator)  # [initial, G, 3]
+        process = Process(kernel(box, groups, refit=refit_every is not None), groups, evaluations, images.device)
+        design = sobol_points(min(initial, evaluations), groups, generator)  # [initial, G, 3]
         design[0] = 0.5  # the untouched image: the result is never milder than no attack
         design = design.to(search.unit)
         # All draws of the search at once: copying them to the device step by step would make the host wait for it.
-        draws = uniform((queries - len(design), anywhere + near, 4), generator).to(images.device)
-        for t in range(queries):
+        draws = uniform((evaluations - len(design), anywhere + near, 4), generator).to(images.device)
+        for t in range(evaluations):
             if t < len(design):
                 unit = design[t]  # [G, 3]
             else:
@@ -87,10 +82,6 @@ def stbo(
                 unit = _propose(process, box, search.unit[:groups], draws[t - len(design)], anywhere)
             score = search.ask(unit.expand(1, len(images), -1))  # [1, B]
             process.add(features(unit, box), score[0, :groups])
-        unit, scale = search.unit, process.kernel.lengthscale[process.chosen, 0, :3].to(search.unit)
-        for reach in torch.logspace(-0.3, -1, polish).tolist():
-            uphill = search.slope(unit) * scale  # as seen from a cube whose side is one length-scale
-            unit = box.inside(unit + reach * scale * F.normalize(uphill))
     return search.result()
 
 

@@ -92,7 +92,7 @@ def worst_case(
             yield from (("PGD", pgd("uniform")) for _ in range(restarts - 1))
         yield "APGD-CE", auto(model, "cross-entropy")
         yield "APGD-margin", auto(model, "margin")
-        yield "FMN", lambda x, y: (fmn(model, x, y, norm=norm, iterations=iterations), 3 * iterations)
+        yield "FMN", lambda x, y: (fmn(model, x, y, norm=norm, iterations=iterations), 3 * iterations - 2)
         if norm == "linf":
             yield "Square", lambda x, y: search(model, x, y, eps=eps, queries=queries, generator=generator)
         for surrogate in surrogates:

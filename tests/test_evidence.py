@@ -81,6 +81,16 @@ def test_a_changed_claim_and_one_that_needs_more_make_a_record_stale(world):
     assert first.why == "stale: it lacks what new needs" and first.open_claims >= 1
 
 
+def test_what_a_larger_record_lacks_is_not_laid_to_the_smaller(world):
+    world.rule({"id": "rises"})
+    measured(world)
+    stands = [job.chapter for job in plan(world)]
+    world.rule({"id": "rises", "quantity": "other"})
+    measured(world, profile="study")  # the one that is judged, and it has not what the claim needs
+    measured(world)
+    assert "made/fig1" not in stands and "made/fig1" not in [job.chapter for job in plan(world)]
+
+
 def test_what_a_record_took_counts_its_trainings(world):
     made = measured(world, seconds=30.0)
     models = [msgspec.structs.replace(each, seconds=20.0) for each in made.header.models]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -165,7 +166,12 @@ def test_what_contradicts_itself_is_never_written(made, tmp_path):
         )
     with pytest.raises(ValueError, match="two outcomes of one model"):
         records.save(header("made/fig9", CONDITIONS, models), pd.concat([rows, rows]), tmp_path)
+    with pytest.raises(ValueError, match=r"Expected .* got `bool`"):
+        records.save(header("made/fig9", CONDITIONS, models, tables={"told": [{"yes": True}]}), rows, tmp_path)
     assert not (tmp_path / "made/fig9").exists()
+    saved = records.save(header("made/fig9", CONDITIONS, models, tables={"told": [{"end": math.inf}]}), rows, tmp_path)
+    again = records.read(tmp_path / f"{saved.file}.json")
+    assert again.header.tables == saved.header.tables == {"told": [{"end": None}]}  # JSON has no infinity
 
 
 def test_the_best_record_is_real_and_of_the_largest_profile(tmp_path, monkeypatch):

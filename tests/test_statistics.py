@@ -330,6 +330,17 @@ def test_would_decide_more_trainings():
     assert 0.4 < np.mean(passed) < 0.6
 
 
+def test_would_decide_asks_the_part_that_is_least_sure():
+    """The least of two lies above 0 when both do: one that is sure of it already is not asked."""
+    sure = over_trainings(0.2 + 0.01 * np.array([-1.0, 0, 0, 0, 1]), range(5))
+    unsure = over_trainings(0.5 + np.array([-1.0, 0, 0, 0, 1]) * np.sqrt(2), range(5))
+    assert least(sure, unsure).value == sure.value
+    assert least(sure, unsure).would_decide(0) == unsure.would_decide(0)
+    assert greatest(-sure, -unsure).would_decide(0) == unsure.would_decide(0)
+    below = least(-sure, -unsure)  # for one to lie below, the surest will do, at half the level
+    assert below.value == -unsure.value and below.would_decide(0) == (-sure).would_decide(0, 0.0125)
+
+
 def test_would_decide_more_trainings_on_shared_images():
     rng = np.random.default_rng(14)
 

@@ -208,18 +208,6 @@ def test_one_transform_for_the_batch_is_the_worst_on_average(model, images, labe
     assert alone.loss.mean() >= found.loss.mean() - 1e-3
 
 
-def test_a_polish_is_paid_for_and_never_loses(model, images, labels):
-    draws = [torch.Generator().manual_seed(0) for _ in range(2)]
-    plain = stbo(model, images, labels, Box(3, 30), evaluations=20, generator=draws[0])
-    polished = stbo(model, images, labels, Box(3, 30), evaluations=32, polish=4, generator=draws[1])
-    assert polished.history.shape == (6, 32) and (polished.loss >= plain.loss - 1e-6).all()
-    torch.testing.assert_close(polished.history[:, :20], plain.history)
-    assert (polished.loss > plain.loss + 1e-5).any()
-    together = stbo(model, images, labels, Box(3, 30), evaluations=32, polish=4, scope="batch")
-    assert (together.s == together.s[0]).all()
-    assert together.loss.mean().item() == pytest.approx(together.history[0, -1].item(), abs=1e-5)
-
-
 class Transfers(TorchDispatchMode):
     """Counts what makes the host wait for the device."""
 
@@ -259,8 +247,6 @@ def test_a_margin_makes_no_host_wait_either(model, images, labels):
         ({"initial": 0}, "initial must"),
         ({"candidates": (0, 0)}, r"found \(0, 0\)"),
         ({"refit_every": 0}, "refit_every"),
-        ({"polish": -1}, "polish must"),
-        ({"polish": 34}, "found 34 steps and 100 evaluations"),
         ({"scope": "dataset"}, "found 'dataset'"),
         ({"loss": "hinge"}, "found 'hinge'"),
     ],

@@ -44,7 +44,7 @@ from hpatlib.documents.assimilation.quantities import (
 from hpatlib.documents.profiles import Chosen
 from hpatlib.glcm import FEATURES
 from hpatlib.hybrid import Adversary
-from hpatlib.measure import BATCH, Attack, Study, each_training, logits, named, rows, sample
+from hpatlib.measure import BATCH, Attack, Study, each_training, logits, logits_of, named, rows, sample
 from hpatlib.planning import announce, even_count
 from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
@@ -333,10 +333,6 @@ def _still(model: nn.Module, x: Tensor, y: Tensor, attack: Callable[..., Tensor]
     return after
 
 
-def _answers(model: nn.Module, images: ImageSet) -> Tensor:
-    return logits(model, images.tensors(device_of(model))[0])
-
-
 def judged(images: ImageSet, right: np.ndarray) -> pd.DataFrame:
     """Rows of outcomes of which only right or wrong is known: of two classes that decides the prediction."""
     answers = {"label": images.labels, "prediction": np.where(right, images.labels, 1 - images.labels)}
@@ -354,7 +350,7 @@ def texture_colour_adaptation(chosen: Chosen[Profile]) -> Record:
                 for training in ("assimilated", FREE):
                     trained, images, adapted = with_dose(trained_as(run, training), chosen.settings.shown)
                     about = {"dataset": dataset, "network": f"{model} ({weights})", "training": training}
-                    study.add(trained, rows(images, _answers(trained.model, images), **adapted), **about)
+                    study.add(trained, rows(images, logits_of(trained.model, images), **adapted), **about)
     return study.record()
 
 
@@ -400,7 +396,7 @@ def datasets_and_training(chosen: Chosen[Profile]) -> Record:
                 trained = train_or_load(replace(run, split_by=split))
                 study.add(
                     trained,
-                    rows(trained.test, _answers(trained.model, trained.test)),
+                    rows(trained.test, logits_of(trained.model, trained.test)),
                     **{"dataset": dataset, "split": split, "class": "both"},
                 )
                 epochs.append(len(trained.provenance["epochs"]))
