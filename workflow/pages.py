@@ -336,9 +336,10 @@ def scope(judged: Sequence[Judgement]) -> str:
     sizes = sorted({images.size for r in found for images in r.header.images})
     dates = sorted(r.header.date[:10] for r in found)
     ran = documents.about(judged[0].document).get("ran", "")
+    when = f"on {dates[0]}" if dates[0] == dates[-1] else f"from {dates[0]} to {dates[-1]}"
     return (
-        f"Records: {len(found)}, profile {profiles}, {networks}, at {', '.join(map(str, sizes))} pixels, measured from "
-        f"{dates[0]} to {dates[-1]}. The document ran {ran}."
+        f"Records: {len(found)}, profile {profiles}, {networks}, at {', '.join(map(str, sizes))} pixels, measured "
+        f"{when}. The document ran {ran}."
     )
 
 
