@@ -293,9 +293,24 @@ def test_a_random_repaint_colours_as_much_as_it_is_told_to_and_stays(spread):
     assert all(parameter.requires_grad for parameter in model.network.parameters())
 
 
+def test_a_draw_that_cannot_colour_an_even_background_is_drawn_anew():
+    images = torch.zeros(2, 1, 24, 24)
+    images[:, :, 8:16, 8:16] = torch.rand(8, 8)
+    draws = []
+    for seed in range(20):
+        model = assimilated()
+        torch.manual_seed(seed)
+        draws.append(resets := [])
+        reset = model.colour.last.reset_parameters
+        model.colour.last.reset_parameters = lambda resets=resets, reset=reset: (resets.append(1), reset())
+        repaint_at_random(model, [images], 0.3)
+        assert float(channel_spread(model.colour_image(images)).mean()) == pytest.approx(0.3, rel=2e-3)
+    assert {len(resets) for resets in draws} > {1}  # some needed more than one
+
+
 def test_a_spread_out_of_reach_is_refused():
     with pytest.raises(ValueError, match=r"random colours spread by .* at most"):
-        repaint_at_random(assimilated(), [torch.rand(2, 1, 24, 24)], 0.95)
+        repaint_at_random(assimilated(), [torch.rand(2, 1, 24, 24)], 0.95, tries=5)
     with pytest.raises(ValueError, match="spread must lie between 0 and 1"):
         repaint_at_random(assimilated(), [torch.rand(2, 1, 24, 24)], 0.0)
 
