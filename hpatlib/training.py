@@ -39,7 +39,9 @@ MIRRORS: dict[Augment, tuple[Callable[[Tensor], Tensor], ...]] = {
     "flips": (lambda images: images.flip(3),),
     "turns": (lambda images: images.flip(3), lambda images: images.flip(2), lambda images: images.transpose(2, 3)),
 }
-AT_A_GUESS = 0.01  # a loss that is less than 1 % below the one of answering the class shares has learned nothing
+# A loss that is less than 0.2 % below the one of answering the class shares has learned nothing. A dead network's is
+# above it; adversarial trainings of a network without batch norm stay 0.5 % below for half of their epochs, then learn.
+AT_A_GUESS = 0.002
 SLOW_START = 100  # steps in which nothing need be learned, unless the training is over
 Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]  # of some models only, such as Assimilated
 
@@ -184,6 +186,9 @@ def fit(
         for epoch in range(len(rows), recipe.epochs):
             if recipe.patience is not None and _since_best(rows) >= recipe.patience:
                 break
+            # Before an epoch, so that one that was stopped for it is not revived by its checkpoint.
+            if objective is None and len(rows) * len(data) >= SLOW_START * recipe.batch_size:
+                _check_alive(rows, recipe.epochs, data.labels, recipe, halves=1 if attack is None else 2)
             started = time.perf_counter()
             torch.manual_seed(_epoch_seed(seed, epoch))  # dropout and attacks without a generator of their own
             shuffle = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
@@ -219,8 +224,6 @@ def fit(
                 best.update({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
             if checkpoint is not None and team.first:
                 _keep(checkpoint, model, optimizer, rows, best)
-            if objective is None and len(rows) * len(data) >= SLOW_START * recipe.batch_size:
-                _check_alive(rows, recipe.epochs, data.labels, recipe, halves=1 if attack is None else 2)
     if objective is None:  # of another loss, nobody knows here what it is at a guess
         _check_alive(rows, len(rows), data.labels, recipe, halves=1 if attack is None else 2)
     if best:

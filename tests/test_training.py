@@ -188,12 +188,21 @@ def test_a_dead_training_stops_after_half_of_its_epochs_once_a_slow_start_would_
     assert len(steps) == stops
 
 
+def test_a_checkpoint_does_not_revive_a_dead_training(tmp_path):
+    data, steps, model = bright_or_dark(), [], Dead()
+    model.register_forward_pre_hook(lambda module, _: steps.append(1) if module.training else None)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="nothing was learned"):
+            fit(model, data, Recipe(epochs=240, batch_size=len(data)), checkpoint=tmp_path / "checkpoint")
+    assert len(steps) == 120
+
+
 @pytest.mark.parametrize(
     ("losses", "accuracies", "dead"),
     [
         ([0.6931] * 4, [0.5, 0.52, 0.48, 0.5], True),
         ([0.6931] * 3, [0.5] * 3, False),  # half of eight epochs are four
-        ([0.6931, 0.6931, 0.6931, 0.68], [0.5] * 4, False),  # a slow start
+        ([0.6931, 0.6931, 0.6931, 0.69], [0.5] * 4, False),  # a slow start
         ([0.71, 0.70, 0.695, 0.69], [0.5, 0.5, 0.5, 0.6], False),  # a late one: more are right than by guessing
         ([1.4] * 4, [0.9] * 4, False),  # an adversary too strong: clean images are still told apart
         ([0.2, 0.7, 0.6931, 0.6931, 0.6931], [0.9, 0.5, 0.5, 0.5, 0.5], True),  # fell dead later
