@@ -42,13 +42,16 @@ from hpatlib.documents.assimilation.quantities import (
     strength,
 )
 from hpatlib.documents.profiles import Chosen
+from hpatlib.frozen import frozen
 from hpatlib.glcm import FEATURES
 from hpatlib.hybrid import Adversary
-from hpatlib.measure import BATCH, Attack, Study, each_training, logits, logits_of, named, rows, sample
+from hpatlib.measure import BATCH, Study, each_training, logits, logits_of, named, rows, sample
 from hpatlib.planning import announce, even_count
 from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
 from hpatlib.worst_case import smallest_eps, worst_case
+
+Made = Callable[[Tensor, Tensor], Tensor]  # what an attack on a model that is chosen makes of images and labels
 
 # The slides have one learning rate, 1e-4. From the identity it moves T and C by a thousandth of the pixel range at
 # most: nothing is adapted. With this one they colour pictures as the gate on the dose demands (D13).
@@ -251,7 +254,7 @@ def clean_rows(model: nn.Module, images: ImageSet, settings: Profile, seed: int)
     """
     x, y = images.tensors(device_of(model))
     draws = torch.Generator().manual_seed(seed)
-    least = smallest_eps(model, x, y, most=MOST / 255, iterations=settings.iterations, generator=draws)
+    least = smallest_eps(frozen(model), x, y, most=MOST / 255, iterations=settings.iterations, generator=draws)
     return rows(images, logits(model, x), smallest=(255 * least.double()).clamp_max(BEYOND).cpu().numpy())
 
 
@@ -263,8 +266,10 @@ def stands(
     tries: dict[str, Any] = {"restarts": settings.restarts, "queries": settings.queries}
     tries["iterations"] = settings.suite_iterations
     draws = torch.Generator().manual_seed(seed)
-    found = worst_case(model, x, y, eps=level / 255, surrogates=surrogates, generator=draws, **tries)
-    return found.right.cpu().numpy(), [name or "stands" for name in found.felled_by]
+    others = [frozen(surrogate) for surrogate in surrogates]
+    found = worst_case(frozen(model), x, y, eps=level / 255, surrogates=others, generator=draws, **tries)
+    right = (logits(model, found.images).argmax(dim=1) == y).cpu().numpy()
+    return right, ["stands" if stood else name for stood, name in zip(right, found.felled_by, strict=True)]
 
 
 def climbed(
@@ -281,16 +286,16 @@ def climbed(
         raise ValueError(f"ladder must hold rising ε in (0, 255], grey levels of 255, found {list(ladder)}")
     x, y = images.tensors(device_of(model))
     standing = dict.fromkeys(("BIM", "MI-FGSM", "PGD"), logits(model, x).argmax(dim=1) == y)
-    starts = torch.Generator().manual_seed(seed)
+    asked, starts = frozen(model), torch.Generator().manual_seed(seed)
     for level in ladder:
         eps = level / 255
-        fgsm = _right(model, x, y, partial(attacks.fgsm, eps=eps))
+        fgsm = _right(model, x, y, partial(attacks.fgsm, asked, eps=eps))
         yield "FGSM", strength(level), fgsm.cpu().numpy()
         steps: dict[str, Any] = {"eps": eps, "step": eps / 4, "iterations": iterations}
-        made: dict[str, Attack] = {
-            "BIM": partial(attacks.bim, **steps),
-            "MI-FGSM": partial(attacks.mifgsm, **steps),
-            "PGD": partial(attacks.pgd, **steps, generator=starts),
+        made: dict[str, Made] = {
+            "BIM": partial(attacks.bim, asked, **steps),
+            "MI-FGSM": partial(attacks.mifgsm, asked, **steps),
+            "PGD": partial(attacks.pgd, asked, **steps, generator=starts),
         }
         for name, attack in made.items():
             standing[name] = _still(model, x, y, attack, standing[name])
@@ -307,25 +312,26 @@ def read_otherwise(
     """
     x, y = images.tensors(device_of(model))
     clean = logits(model, x).argmax(dim=1) == y
-    starts = torch.Generator().manual_seed(seed)
+    asked, starts = frozen(model), torch.Generator().manual_seed(seed)
+    source = asked if model is vanilla else frozen(vanilla)
     for level in (level for level in ladder if level in READ):
         steps: dict[str, Any] = {"eps": level / 255, "iterations": iterations, "generator": starts}
-        long = partial(attacks.pgd, step=LIBRARY_STEP, **steps)
+        long = partial(attacks.pgd, asked, step=LIBRARY_STEP, **steps)
         yield LONG, strength(level), _still(model, x, y, long, clean).cpu().numpy()
         if model is not vanilla:
-            made: Attack = partial(attacks.pgd, step=level / 255 / 4, **steps)
+            made: Made = partial(attacks.pgd, source, step=level / 255 / 4, **steps)
             batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
-            moved = torch.cat([made(vanilla, part, labels) for part, labels in batches])
+            moved = torch.cat([made(part, labels) for part, labels in batches])
             yield TRANSFERRED, strength(level), (clean & (logits(model, moved).argmax(dim=1) == y)).cpu().numpy()
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor, attack: Callable[..., Tensor]) -> Tensor:
-    """Where the model is right under an attack ``[N]``."""
+def _right(model: nn.Module, x: Tensor, y: Tensor, attack: Made) -> Tensor:
+    """Where the model is right about what ``attack(images, labels)`` made ``[N]``."""
     pairs = zip(x.split(BATCH), y.split(BATCH), strict=True)
-    return torch.cat([logits(model, attack(model, *pair)).argmax(dim=1) == pair[1] for pair in pairs])
+    return torch.cat([logits(model, attack(*pair)).argmax(dim=1) == pair[1] for pair in pairs])
 
 
-def _still(model: nn.Module, x: Tensor, y: Tensor, attack: Callable[..., Tensor], standing: Tensor) -> Tensor:
+def _still(model: nn.Module, x: Tensor, y: Tensor, attack: Made, standing: Tensor) -> Tensor:
     """Which of the images that stand ``[N]`` do so under an attack too; the others are not asked."""
     after = standing.clone()
     if standing.any():

@@ -18,6 +18,7 @@ from hpatlib import attacks, measure
 from hpatlib._model import device_of
 from hpatlib.documents import profiles
 from hpatlib.documents.profiles import Chosen
+from hpatlib.frozen import frozen
 from hpatlib.hybrid import Adversary
 from hpatlib.measure import Attack, Study, rows
 from hpatlib.planning import announce
@@ -47,9 +48,9 @@ CONDITIONS = ("network", "split", "eps", "training", "test")
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the report's profiles say beside ``profiles.Profile``.
 
-    ``networks``: models and weights of figures 3 and 4, the last of them in the sweep too; ``network_trainings``,
-    ``sweep_trainings``: how often each is trained there and here; ``ladder``: the ε of the sweep; ``iterations``,
-    ``queries``: of the worst case's gradient attacks, and of its Square attack, an image.
+    ``networks``: models and weights of figures 3 and 4, the last of them in the sweep too; ``network_trainings``: how
+    often each is trained there; ``sweep_trainings``: how often both networks of the sweep are; ``ladder``: its ε;
+    ``iterations``, ``queries``: of the worst case's gradient attacks, and of its Square attack, an image.
     """
 
     networks: tuple[tuple[str, str], ...]
@@ -142,9 +143,10 @@ def sweep(chosen: Chosen[Profile]) -> Record:
     """Beyond the figures: two networks over the ladder of ε, trained online too, and whether noise tells its label."""
     study, settings = Study(SWEEP, chosen, CONDITIONS), chosen.settings
     trainings, (model, weights) = ["static", "online"], settings.networks[-1]
+    small = chosen.runs(settings.sweep_trainings)
     large = chosen.runs(settings.sweep_trainings, model=model, weights=weights)
-    announce(asked_of([*chosen.runs(), *large], settings.ladder, trainings))
-    for title, runs in {"simple CNN": chosen.runs(), f"{model} ({weights})": large}.items():
+    announce(asked_of([*small, *large], settings.ladder, trainings))
+    for title, runs in {"simple CNN": small, f"{model} ({weights})": large}.items():
         for run in measure.each_training(study, runs, title):
             attack_training(study, run, settings.ladder, trainings, leaks=True)
     return study.record()
@@ -164,6 +166,7 @@ def attack_training(
     ``trainings``: how it is trained against an ε, see `against`. ``leaks``: the tests of `leaking` too.
     """
     clean, source, settings = train_or_load(run), train_or_load(other(run)), study.chosen.settings
+    quick, transfer = frozen(clean.model), frozen(source.model)  # asked for gradients, judged by the models
     about = {"network": network(clean), "split": run.split_by}
     labels = torch.from_numpy(clean.test.labels)
     largest = torch.zeros(len(labels), len(clean.test.classes))
@@ -178,8 +181,9 @@ def attack_training(
                 trained = train_or_load(against(run, training, eps))
                 _add_clean(study, trained, settings, **about, eps=eps, training=training)
             asked = {**about, "eps": eps, "training": training}
-            attacked = tests(clean.model, source.model, settings, eps=eps, seed=run.seed)
-            for test, answers in measure.attacked(trained.model, trained.test, attacked):
+            attacked = tests(quick, transfer, settings, eps=eps, seed=run.seed)
+            asking = quick if trained is clean else frozen(trained.model)
+            for test, answers in measure.attacked(trained.model, trained.test, attacked, asked=asking):
                 study.add(trained, rows(clean.test, answers), **asked, test=test)
             if leaks:
                 for test, outcomes in leaking(trained, clean.model, eps=eps, seed=run.seed).items():
@@ -290,12 +294,12 @@ def _add_clean(study: Study, trained: Trained, settings: Profile, **about: objec
     ``smallest``, in grey levels: 0 where the answer is wrong already, at most ``MOST``, so that its mean over images is
     the area under accuracy against ε. ``ratio``, a row of no image: the last epoch's loss over the first's.
     """
-    test, answers = trained.test, measure.logits_of(trained.model, trained.test)
+    test, answers, asked = trained.test, measure.logits_of(trained.model, trained.test), frozen(trained.model)
     study.add(trained, rows(test, answers), **about, test="clean")
     seed = trained.provenance["run"]["seed"]
     draws, device = torch.Generator().manual_seed(seed), device_of(trained.model)
     found = [
-        smallest_eps(trained.model, x, y, most=MOST, iterations=settings.iterations, generator=draws).clamp(max=MOST)
+        smallest_eps(asked, x, y, most=MOST, iterations=settings.iterations, generator=draws).clamp(max=MOST)
         for x, y in test.batches(measure.BATCH, device=device)
     ]
     spent = pd.DataFrame(measure.named(test)).assign(smallest=255 * torch.cat(found).cpu().numpy())
