@@ -18,7 +18,7 @@ import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -232,18 +232,53 @@ def _competent(measured: Quantity, record: Record | None, margin: float) -> str:
     return ""
 
 
+def _arms(models: Iterable[Model]) -> Iterator[list[Model]]:
+    """Models by how they were trained: the same but for the seed, and for a spread that follows from it."""
+    arms: dict[str, list[Model]] = {}
+    for model in models:
+        rest = {name: value for name, value in model.run.items() if name not in ("seed", "spread")}
+        arms.setdefault(json.dumps(rest, sort_keys=True), []).append(model)
+    yield from arms.values()
+
+
+def _able(measured: Quantity, record: Record | None, margin: float) -> str:
+    """Of every way of training that is compared: one answer for all images withstands any attack."""
+    if record is None:
+        return ""
+    for arm in _arms(record.header.models[m] for m in used(measured, record)):
+        gains = [model.accuracy - (model.trivial or 0) for model in arm if model.accuracy is not None]
+        if gains and (gain := sum(gains) / len(gains)) < margin:
+            return (
+                f"a {arm[0].network} that is compared beats answering the largest class of clean images by "
+                f"{100 * gain:.1f} points on average, and {100 * margin:g} are needed: {_treatment(arm[0])}"
+            )
+    return ""
+
+
+def _treatment(model: Model) -> str:
+    """How a model was trained, beside what all runs say."""
+    names = ("front", "spread", "objective", "adversary", "mixbn", "static_eps", "static")
+    given = [f"{name} {model.run[name]}" for name in names if model.run.get(name)]
+    return ", ".join(given) or "trained on clean images"
+
+
 def _kin(model: Model) -> tuple[str, ...]:
     """What two models share that differ in nothing but how they were trained."""
     return (model.network, *(str(model.run.get(name)) for name in ("dataset", "split_by", "repeat")))
 
 
 def _floor(measured: Quantity, record: Record | None, edge: float) -> str:
+    """Of comparisons: one share beside a threshold may well be 0 or 1."""
     for part in (measured,) if isinstance(measured, Estimate) else measured.parts:
-        shares = [leaf for leaf in part.leaves if leaf.measure in ("accuracy", "ROI", "flips")]
-        if shares and all(leaf.value <= edge for leaf in shares):
-            return f"every {shares[0].measure} compared is at the floor ({max(x.value for x in shares):.3f} at most)"
-        if shares and all(leaf.value >= 1 - edge for leaf in shares):
-            return f"every {shares[0].measure} compared is at the ceiling ({min(x.value for x in shares):.3f} at least)"
+        shares = [leaf for leaf in part.leaves if leaf.measure in ("accuracy", "AUC", "ROI", "flips")]
+        if len(shares) < 2:
+            continue
+        for name, there in (
+            ("floor", [leaf.value <= edge for leaf in shares]),
+            ("ceiling", [leaf.value >= 1 - edge for leaf in shares]),
+        ):
+            if 2 * sum(there) > len(shares):
+                return f"{sum(there)} of {len(shares)} values of {shares[0].measure} compared are at the {name}"
     return ""
 
 
@@ -252,14 +287,11 @@ def _dose(measured: Quantity, record: Record | None, least: dict[str, float]) ->
         return ""
     treated = [record.header.models[m] for m in used(measured, record) if record.header.models[m].dose]
     for name, minimum in least.items():
-        arms: dict[str, list[float]] = {}  # by run, whatever its seed: one treatment must not stand in for another
-        for m in treated:
-            if name in m.dose:
-                arm = json.dumps({key: value for key, value in m.run.items() if key != "seed"}, sort_keys=True)
-                arms.setdefault(arm, []).append(m.dose[name])
+        # By arm: one treatment must not stand in for another.
+        arms = [[m.dose[name] for m in arm] for arm in _arms(m for m in treated if name in m.dose)]
         if not arms:
             return f"no dose {name!r} was recorded"
-        if (mean := min(sum(doses) / len(doses) for doses in arms.values())) < minimum:
+        if (mean := min(sum(doses) / len(doses) for doses in arms)) < minimum:
             return f"the treatment was not given: {name} is {mean:.4f}, and {minimum:g} is needed"
     return ""
 
@@ -277,7 +309,13 @@ def _alike(measured: Quantity, threshold: float) -> str:
 Gate = Callable[[Quantity, Record | None, Any], str]
 # Each: (quantity, record, the number in claims.toml) -> why nothing may be concluded, or "".
 # A name may carry a suffix, "trainings-spread", to have a number of its own.
-GATES: dict[str, Gate] = {"trainings": _trainings, "competent": _competent, "floor": _floor, "dose": _dose}
+GATES: dict[str, Gate] = {
+    "trainings": _trainings,
+    "competent": _competent,
+    "able": _able,
+    "floor": _floor,
+    "dose": _dose,
+}
 
 
 def kind(gate: str) -> str:

@@ -39,12 +39,14 @@ class Outcomes:
     ``rows``: columns ``model`` (its number), the ``conditions`` (text), ``image`` (its stable id), ``group`` (what
     belongs together: a patient, near-duplicates), and what was measured: ``label``, ``prediction``, ``margin`` (the
     logit of class 1 less that of class 0; of the label less the best other one for more classes) and other numbers.
-    ``seeds``: the training each model stands for (None: a network that is not trained anew).
+    ``seeds``: the training each model stands for (None: a network that is not trained anew). ``fixed``: what `where`
+    has chosen, which tells apart cells that are named alike.
     """
 
     rows: pd.DataFrame
     conditions: tuple[str, ...]
     seeds: tuple[int | None, ...]
+    fixed: tuple[str, ...] = ()
 
     def where(self, **given: object) -> Outcomes:
         """The rows of these conditions, which cells are no longer named by. A list keeps several of their values."""
@@ -60,7 +62,9 @@ class Outcomes:
                 there = ", ".join(dict.fromkeys(known.astype(str)))
                 raise Unmeasured(f"nothing measured with {asked}: the values of {name!r} are {there or 'none'}")
             fixed += [] if several else [name]
-        return replace(self, rows=rows, conditions=tuple(c for c in self.conditions if c not in fixed))
+        left = tuple(name for name in self.conditions if name not in fixed)
+        told = (*self.fixed, *(f"{name}={given[name]}" for name in fixed))
+        return replace(self, rows=rows, conditions=left, fixed=told)
 
     def values(self, condition: str) -> list[str]:
         """The values that a condition takes, in the order in which they were measured."""
@@ -248,7 +252,9 @@ class Cells:
         if key not in self._cache:
             rows = self.outcomes.rows.iloc[self._index[key]]
             estimate = self.build(rows, ())
-            leaf = Leaf(self.measure, key, estimate.value, frozenset(map(int, rows["model"].unique())))
+            leaf = Leaf(
+                self.measure, (*self.outcomes.fixed, *key), estimate.value, frozenset(map(int, rows["model"].unique()))
+            )
             self._cache[key] = replace(estimate, leaves=(leaf,))
         return self._cache[key]
 
