@@ -205,7 +205,8 @@ class Study:
     def __init__(self, chapter: str, chosen: Chosen, conditions: Sequence[str]) -> None:
         self.chapter, self.chosen, self.conditions = chapter, chosen, tuple(conditions)
         self.claims = claims.check(chapter)
-        self.environment = environment(default_device())  # of the code that measures, not of what is there at the end
+        # Of the code that measures, not of what is there at the end.
+        self.environment, self.source = environment(default_device()), source()
         self.parts: list[pd.DataFrame] = []
         self.models: dict[str, Model] = {}
         self.images: dict[str, Images] = {}
@@ -221,7 +222,7 @@ class Study:
         and device and versions: as a rule the key of the model that is asked, which stands for its images too.
         """
         where = self.environment
-        decided = [self.chapter, self.chosen, source(), where["device"], where["versions"]]
+        decided = [self.chapter, self.chosen, self.source, where["device"], where["versions"]]
         for item in items:
             told = repr([*decided, next(self._number), key(item)]).encode()
             path = self._kept / f"{hashlib.blake2b(told, digest_size=8).hexdigest()}.json"

@@ -23,12 +23,14 @@ from hpatlib._model import (
     check_whole,
     held_still,
     margin,
+    objective,
     ordinary_tensors,
 )
 from hpatlib.apgd import Norm, apgd, check_eps, distance
 from hpatlib.fmn import fmn
 from hpatlib.square import search
 
+Ascended = Callable[[Tensor, Tensor], Tensor]  # logits, labels → what is made large, of each image
 Attack = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | int]]  # images, labels → attacked images, forward units
 
 
@@ -138,11 +140,12 @@ def smallest_eps(
     ``inf`` where ``most`` does not do it.
 
     Bisection in log ε, of each image on its own: PGD on the margin, its direction a running sum of gradients as in
-    MI-FGSM, at ``most``, then ``steps`` times at the geometric
-    mean of the largest ε that failed and the smallest change that misled, from that change scaled down. What misled at
-    one ε misleads at any larger, so each value is the size of a change that does it, an upper bound. ``least`` is where
-    the search expects its lower end; where less misleads, it goes on below. ``generator`` draws the first starts. Costs
-    3 · ``iterations`` + 1 forward passes a step.
+    MI-FGSM, at ``most`` from noise; where that fails, on cross-entropy from the image itself, at ``most`` and in up to
+    three balls of a quarter each, for in a large one PGD may run past what misleads nearby. Then ``steps`` times at the
+    geometric mean of the largest ε that failed and the smallest change that misled, from that change scaled down. What
+    misled at one ε misleads at any larger, so each value is the size of a change that does it, an upper bound.
+    ``least`` is where the search expects its lower end; where less misleads, it goes on below. ``generator`` draws the
+    first starts. Costs 3 · ``iterations`` + 1 forward passes a step.
     """
     check_images(images, labels)
     most = check_number("most", most, lambda eps: 0 < eps <= 1, "lie in (0, 1], a fraction of the pixel range")
@@ -150,18 +153,25 @@ def smallest_eps(
     steps, iterations = check_whole("steps", steps, least=0), check_whole("iterations", iterations)
     batch_size = check_whole("batch_size", batch_size)
 
-    def probe(x: Tensor, y: Tensor, tried: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def probe(
+        x: Tensor, y: Tensor, tried: Tensor, eps: Tensor, ascended: Ascended = margin
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """PGD within ``eps [B]`` of ``x`` from ``tried``: its end, whether it misleads, and how large its change is."""
         eps = eps.view(-1, 1, 1, 1)
         low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
         step, start = 2.5 / iterations * eps, tried.clamp(low, high)
-        end = attacks.climb(model, start, y, low, high, step=step, iterations=iterations, ascended=margin, decay=1.0)
+        end = attacks.climb(model, start, y, low, high, step=step, iterations=iterations, ascended=ascended, decay=1.0)
         return end, model(end).argmax(dim=1) != y, distance(end - x, "linf")
 
     def bisect(x: Tensor, y: Tensor) -> Tensor:
         """The same of images that are answered right: ``[B]``."""
         eps = x.new_full((len(x),), most)
         end, misled, size = probe(x, y, attacks.noisy(x, most, generator), eps)
+        for quarters in range(4):
+            if not len(left := (~misled).nonzero().squeeze(1)):
+                break
+            smaller = eps[left] / 4**quarters
+            end[left], misled[left], size[left] = probe(x[left], y[left], x[left], smaller, objective("cross-entropy"))
         found, index = torch.where(misled, size, torch.inf), misled.nonzero().squeeze(1)
         x, y, end, high = x[index], y[index], end[index], size[index]
         low, stood = torch.full_like(high, least), torch.zeros_like(y, dtype=torch.bool)

@@ -208,6 +208,22 @@ def test_smallest_eps_has_no_floor_and_says_what_it_did_not_find():
     assert smallest_eps(model, images, labels, most=exact.min().item() / 2, **effort).isinf().all()
 
 
+class Moat(nn.Module):
+    """Two classes; the first leads at 0.5, trails where pixels are 0.05 to 0.15 away, and leads again beyond: uphill
+    from there is farther away, where it leads all the same."""
+
+    def forward(self, images):
+        away = (images - 0.5).abs()
+        lead = torch.where(away < 0.15, 0.05 - away, 0.3 - 0.2 * (away - 0.15)).mean(dim=(1, 2, 3))
+        return 10 * torch.stack([lead, -lead], dim=1)
+
+
+def test_smallest_eps_looks_nearby_where_a_large_ball_leads_astray():
+    images, labels = torch.full((3, 1, 4, 4), 0.51), torch.zeros(3, dtype=torch.long)
+    found = smallest_eps(Moat(), images, labels, most=0.49, least=1e-3, steps=10, generator=generator())
+    assert (found > 0.04 - 1e-6).all() and (found < 0.041).all()
+
+
 def test_smallest_eps_is_that_of_the_suite(plain, test_set):
     images, labels = (each[:40] for each in test_set)
     found = smallest_eps(plain, images, labels, most=EPS, generator=generator())

@@ -212,7 +212,7 @@ def readings(record: Record) -> Table:
                 margin = apparent_margin(record.outcomes, dataset=dataset, attack=attack)
             except Unmeasured:
                 continue
-            shown = ", ".join(printed(record.outcomes.where(dataset=dataset, attack=attack)))
+            shown = ", ".join(printed(record.outcomes.where(dataset=dataset, attack=TRANSFERRED)))
             best.setdefault(dataset, {})[attack] = margin.value
             row = {"data": _data(record, dataset), "attack": told, "ε": shown}
             shown = base.percent(margin.value, *margin.interval(), sign="+")

@@ -89,7 +89,7 @@ def octaves(o: Outcomes) -> Outcomes:
 
 
 def withstood(o: Outcomes, *, dataset: str, training: str, over: str = "vanilla") -> Estimate:
-    """Octaves of ε that one training withstands beyond another, mean over images and networks."""
+    """Octaves of ε that one training withstands beyond another before an answer is wrong, over images and networks."""
 
     def gain(there: Outcomes) -> Estimate:
         mean = there.mean("octaves")
@@ -109,18 +109,17 @@ def worst_at(o: Outcomes, *, eps: str, datasets: Sequence[str]) -> Estimate:
 
 
 def apparent_margin(o: Outcomes, *, dataset: str, attack: str) -> Estimate:
-    """The margin that a reading of the slides would show, mean over the slides' ε at which it was measured.
+    """The margin that a reading of the slides would show, mean over the slides' ε at which all of them were measured.
 
-    ``TRANSFERRED``: domain assimilation under PGD made on the vanilla model, less vanilla under that same attack, which
-    for it is white-box. Other attacks: each training under its own.
+    ``TRANSFERRED``: domain assimilation under PGD made on the vanilla model, less vanilla under the same examples, for
+    which they are white-box. Other attacks: each training under its own.
     """
     there = o.where(dataset=dataset)
-    own = "PGD" if attack == TRANSFERRED else attack
-    eps = printed(there.where(attack=attack))
+    eps = printed(there.where(attack=TRANSFERRED))
 
     def margin(here: Outcomes) -> Estimate:
         accuracy = here.accuracy
-        return average(*(accuracy["assimilated", attack, e] - accuracy["vanilla", own, e] for e in eps))
+        return average(*(accuracy["assimilated", attack, e] - accuracy["vanilla", attack, e] for e in eps))
 
     return networks(there, margin)
 

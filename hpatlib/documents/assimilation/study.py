@@ -3,8 +3,8 @@
 Every attack goes through the whole chain F ∘ B ∘ norm ∘ C ∘ T to the grey image in [0, 1] (D7). Three questions are
 asked of each pair of trainings: the slides' own (four attacks along ε), the smallest ε that changes each image's answer
 (never at a floor), and what standard attacks together leave standing, gradient-free and transferred ones among them.
-Beside the slides' two trainings stand a random repaint as strong as the learned one (is it learning that helps?) and
-adversarial training at a small ε (what does a defence give that is known to work?).
+Beside the slides' two trainings stand a random repaint that colours as much as the learned one (is it learning that
+helps?) and adversarial training at a small ε (what does a defence give that is known to work?).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,8 @@ Made = Callable[[Tensor, Tensor], Tensor]  # what an attack on a model that is c
 FRONT_LR = 3e-3
 ADVERSARY = Adversary(eps=1 / 255, step=0.5 / 255, iterations=3, start="uniform")
 MODULES = (("T", 1), ("C", 3))  # and their output channels
-COMPLETE = {"chest_xray": "pneumoniamnist"}  # the same radiographs, none missing, at a lower resolution
+# The same pictures, none missing or left out, at a lower resolution.
+COMPLETE = {"chest_xray": "pneumoniamnist", "busi2": "breastmnist"}
 READ = (1, 4, 8)  # the slides' ε, in grey levels, at which other readings of their attacks are measured
 LIBRARY_STEP = 2 / 255  # PGD's step where a library's user does not name one
 
@@ -155,10 +156,10 @@ def with_dose(run: Run, shown: int) -> tuple[Trained, ImageSet, dict[str, np.nda
     return replace(trained, provenance=trained.provenance | {"dose": dose}), images, adapted
 
 
-def spread_of(trainings: Sequence[Run], shown: int) -> float:
-    """The mean channel spread of domain assimilation over its trainings, to two digits: what a random one is given."""
-    doses = [with_dose(trained_as(run, "assimilated"), shown)[0].provenance["dose"] for run in trainings]
-    return float(f"{max(0.001, np.mean([dose['channel_spread'] for dose in doses])):.2g}")
+def spread_of(run: Run, shown: int) -> float:
+    """The mean channel spread of domain assimilation on this split, to two digits: what a random repaint is given."""
+    dose = with_dose(trained_as(run, "assimilated"), shown)[0].provenance["dose"]
+    return float(f"{max(0.001, dose['channel_spread']):.2g}")
 
 
 @torch.no_grad()
@@ -184,7 +185,8 @@ def adaptation(model: Assimilated, images: ImageSet) -> dict[str, np.ndarray]:
 
 def accuracy_vs_attack_strength(chosen: Chosen[Profile]) -> Record:
     """The results figure, and all seven trainings on chest CT with their doses and smallest ε."""
-    return _under_attack("accuracy_vs_attack_strength", chosen, MEDICAL[:1], TRAININGS, chosen.settings.ladder)
+    ladder = chosen.settings.ladder
+    return _under_attack("accuracy_vs_attack_strength", chosen, MEDICAL[:1], TRAININGS, ladder, readings=True)
 
 
 def all_datasets(chosen: Chosen[Profile]) -> Record:
@@ -193,9 +195,16 @@ def all_datasets(chosen: Chosen[Profile]) -> Record:
 
 
 def _under_attack(
-    chapter: str, chosen: Chosen[Profile], datasets: Sequence[str], trainings: Sequence[str], ladder: Sequence[float]
+    chapter: str,
+    chosen: Chosen[Profile],
+    datasets: Sequence[str],
+    trainings: Sequence[str],
+    ladder: Sequence[float],
+    *,
+    readings: bool = False,
 ) -> Record:
-    """Every training is asked for its smallest ε; the slides' pair for its accuracy along the ladder too.
+    """Every training is asked for its smallest ε; the slides' pair for its accuracy along the ladder too, and under
+    other ``readings`` of their attacks. The pair and adversarial training face the standard attacks.
 
     Table ``felled``: how many images each of the standard attacks was the first to fell, over all trainings of a kind;
     table ``masking``: the checks for masked gradients, for the pair's first training.
@@ -205,17 +214,17 @@ def _under_attack(
     places = [(dataset, *backbone) for dataset in datasets for backbone in settings.backbones]
     groups = [runs(chosen, *place) for place in places]
 
-    def all_as(training: str, spread: Callable[[list[Run]], float]) -> list[Run]:
-        return [trained_as(run, training, spread=spread(group)) for group in groups for run in group]
+    def all_as(training: str, spread: Callable[[Run], float]) -> list[Run]:
+        return [trained_as(run, training, spread=spread(run)) for group in groups for run in group]
 
     announce(
-        [run for training in trainings if training != RANDOM for run in all_as(training, lambda group: 1.0)],
-        later=all_as(RANDOM, lambda group: 1.0),
-        settle=lambda: all_as(RANDOM, lambda group: spread_of(group, settings.shown)),
+        [run for training in trainings if training != RANDOM for run in all_as(training, lambda run: 1.0)],
+        later=all_as(RANDOM, lambda run: 1.0),
+        settle=lambda: all_as(RANDOM, lambda run: spread_of(run, settings.shown)),
     )
     for (dataset, model, weights), group in zip(places, groups, strict=True):
-        spread = spread_of(group, settings.shown)
         for run in each_training(study, group, dataset):
+            spread = spread_of(run, settings.shown)
             asked = {t: with_dose(trained_as(run, t, spread=spread), settings.shown)[:2] for t in trainings}
             about = {"dataset": dataset, "network": f"{model} ({weights})"}
             for training, (mine, images) in asked.items():
@@ -223,7 +232,7 @@ def _under_attack(
                 study.add(mine, clean_rows(mine.model, images, settings, run.seed), **where, attack="none", eps="0/255")
                 others = [other.model for name, (other, _) in asked.items() if name in PAIR and name != training]
                 surrogates = others if training in PAIR else others[:1]
-                for level in settings.standard if training not in ALPHAS or training in PAIR else ():
+                for level in settings.standard if training in (*PAIR, ADVERSARIAL) else ():
                     right, names = stands(mine.model, images, surrogates, level, settings, run.seed)
                     study.add(mine, judged(images, right), **where, attack=WORST, eps=strength(level))
                     study.table("felled", pd.DataFrame(where | {"eps": strength(level), "attack": names}))
@@ -232,9 +241,10 @@ def _under_attack(
                 steps = {"iterations": settings.iterations, "seed": run.seed}
                 for attack, eps, right in climbed(mine.model, images, ladder, **steps):
                     study.add(mine, judged(images, right), **where, attack=attack, eps=eps)
-                vanilla = asked["vanilla"][0].model
-                for attack, eps, right in read_otherwise(mine.model, vanilla, images, ladder, **steps):
-                    study.add(mine, judged(images, right), **where, attack=attack, eps=eps)
+                if readings:
+                    vanilla = asked["vanilla"][0].model
+                    for attack, eps, right in read_otherwise(mine.model, vanilla, images, ladder, **steps):
+                        study.add(mine, judged(images, right), **where, attack=attack, eps=eps)
                 if run.seed == chosen.seed:
                     tries = {"restarts": settings.restarts, "queries": settings.queries, **steps}
                     x, y = images.tensors(device_of(mine.model))
@@ -307,22 +317,20 @@ def read_otherwise(
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """The same triples for readings under which a margin may appear that is no robustness (D8), at ``READ``.
 
-    PGD made on the ``vanilla`` model and shown to this one, which is not asked where it *is* the vanilla model; and PGD
-    with steps of ``LIBRARY_STEP`` whatever ε is.
+    PGD made on the ``vanilla`` model, the same examples whichever model is shown them; and PGD with steps of
+    ``LIBRARY_STEP`` whatever ε is.
     """
     x, y = images.tensors(device_of(model))
     clean = logits(model, x).argmax(dim=1) == y
     asked, starts = frozen(model), torch.Generator().manual_seed(seed)
     source = asked if model is vanilla else frozen(vanilla)
     for level in (level for level in ladder if level in READ):
-        steps: dict[str, Any] = {"eps": level / 255, "iterations": iterations, "generator": starts}
-        long = partial(attacks.pgd, asked, step=LIBRARY_STEP, **steps)
+        steps: dict[str, Any] = {"eps": level / 255, "iterations": iterations}
+        long: Made = partial(attacks.pgd, asked, step=LIBRARY_STEP, generator=starts, **steps)
         yield LONG, strength(level), _still(model, x, y, long, clean).cpu().numpy()
-        if model is not vanilla:
-            made: Made = partial(attacks.pgd, source, step=level / 255 / 4, **steps)
-            batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
-            moved = torch.cat([made(part, labels) for part, labels in batches])
-            yield TRANSFERRED, strength(level), (clean & (logits(model, moved).argmax(dim=1) == y)).cpu().numpy()
+        anew = torch.Generator().manual_seed(seed)
+        made: Made = partial(attacks.pgd, source, step=level / 255 / 4, generator=anew, **steps)
+        yield TRANSFERRED, strength(level), (clean & _right(model, x, y, made)).cpu().numpy()
 
 
 def _right(model: nn.Module, x: Tensor, y: Tensor, attack: Made) -> Tensor:
