@@ -141,6 +141,8 @@ def test_each_chapter_has_its_cells(measured, chosen):
     searched = {key[:2] for key in quantities.of_network(o, SIMPLE).mean("smallest")}
     assert searched == {("0", "clean"), *(("0.5", reading) for reading in study.READINGS)}
     swept = quantities.of_network(measured[study.SWEEP].outcomes, LARGE)
+    assert {key[:2] for key in swept.mean("smallest")} == {("0", "clean"), ("0.05", "static"), ("0.05", "online")}
+    assert "smallest" not in measured[study.RESNET50].outcomes.rows
     leaks = ("noise alone", "predicted label", "wrong label")
     for eps in map(str, chosen.settings.ladder):
         assert {test for e, t, test in swept.accuracy if (e, t) == (eps, "clean")} == {*tests, *leaks}
@@ -295,10 +297,10 @@ def test_changes_and_their_spread():
     assert clean.value == pytest.approx(-0.1) and clean.values == pytest.approx(np.subtract(after, before))
     assert quantities.change(o, test="perturbed", **on).value == pytest.approx(0.7)
     assert quantities.reliance(o, eps=0.5).value == pytest.approx(0.3)
-    # Jackknife pseudo-values of the standard deviation, halved: the other set does not vary.
+    # Jackknife pseudo-values of the standard deviation: before, nothing varies.
     spread = np.std(after, ddof=1)
     pseudo = [3 * spread - 2 * np.std(np.delete(after, k), ddof=1) for k in range(3)]
-    assert quantities.wider(o, **on).values == pytest.approx(np.array(pseudo) / 2)
+    assert quantities.wider(o, **on).values == pytest.approx(np.array(pseudo))
 
 
 def test_smaller_eps_against_the_larger_one():
@@ -324,7 +326,8 @@ def test_what_the_noise_gives_away_and_catastrophic_over_fitting():
             ("0.5", "static", "wrong label"): [0.1, 0.2],  # right; what is not is misled
             ("0.5", "online", "white-box FGSM"): [0.9, 0.9],
             ("0.5", "online", "white-box PGD"): [0.0, 0.1],
-            ("0.5", "static", "white-box PGD"): [0.1, 0.1],
+            ("0.5", "clean", "white-box FGSM"): [0.3, 0.3],
+            ("0.5", "clean", "white-box PGD"): [0.1, 0.1],
             ("0.05", "online", "worst case"): [0.5, 0.6],
             ("0.05", "static", "worst case"): [0.2, 0.3],
             ("0.5", "static", "perturbed"): [0.9, 0.9],
@@ -333,7 +336,7 @@ def test_what_the_noise_gives_away_and_catastrophic_over_fitting():
     on = {"network": SIMPLE, "eps": 0.5}
     assert quantities.noise_alone(o, **on).value == pytest.approx(0.35)
     assert quantities.follows_noise(o, **on).value == pytest.approx(0.7)
-    assert quantities.catastrophic(o, **on).value == pytest.approx(0.85)
+    assert quantities.catastrophic(o, **on).value == pytest.approx(0.65)
     gain = quantities.robust_gain(o, network=SIMPLE, training="online", over="static", eps=0.05)
     assert gain.value == pytest.approx(0.3)
     assert quantities.above_grey(o, network=SIMPLE).value == pytest.approx(0.4)
@@ -345,6 +348,10 @@ def test_the_mean_smallest_eps_is_the_area_under_accuracy(measured, seeds):
     rows = o.where(split="patient", test="smallest ε").rows
     by_training = rows.assign(smallest=rows["smallest"].astype(float)).groupby("training", observed=True)["smallest"]
     assert gain.value == pytest.approx(by_training.mean()["static"] - by_training.mean()["clean"], rel=1e-6)
+    capped = quantities.tolerance_gain(o, network=SIMPLE, training="static", over="clean", eps=0.5, most=0.002)
+    limited = rows.assign(smallest=rows["smallest"].astype(float).clip(upper=0.51))
+    means = limited.groupby("training", observed=True)["smallest"].mean()
+    assert capped.value == pytest.approx(means["static"] - means["clean"], rel=1e-6) and capped.value != gain.value
     # Zero exactly where the clean answer is wrong, and PGD at more than that changes every other answer.
     clean = runs.train_or_load(seeds[0])
     images, labels = clean.test.tensors()
@@ -430,7 +437,8 @@ def test_figures_of_the_ladder_show_the_clean_model_at_every_eps(measured):
     misled = swept.mean("misled")["0.5", "static", "wrong label"].value
     rows = leaks.data.query("panel.str.contains('by that label') and eps == 0.5")
     assert misled in rows[rows["training"] == "trained on the perturbed set"]["value"].tolist()
-    gap = quantities.catastrophic(record.outcomes, network=LARGE, eps=0.5)
+    accuracy = quantities.of_network(record.outcomes, LARGE).accuracy
+    gap = accuracy["0.5", "online", "white-box FGSM"] - accuracy["0.5", "online", "white-box PGD"]
     table = figures.over_fitting([record]).frame
     assert table.shape == (2 * 3, 6) and table.iloc[-1]["FGSM less PGD"].startswith(
         f"{100 * gap.value:.1f}".replace("-", "−")

@@ -103,11 +103,12 @@ def resnet50(chosen: Chosen[Profile]) -> Record:
     announce([*map(other, chosen.runs(trainings)), *asked_of([run for group in several for run in group], [EPS])])
     for (model, weights), runs in zip(chosen.settings.networks, several, strict=True):
         for run in measure.each_training(study, runs, f"{model} ({weights})"):
-            attack_training(study, run, [EPS])
+            attack_training(study, run, [EPS], searched=())
     # The simple CNN that transfer attacks come from: of the same splits, and so what the others are compared with.
     for run in measure.each_training(study, chosen.runs(trainings), "simple CNN"):
         simple = train_or_load(other(run))
-        _add_clean(study, simple, chosen.settings, network=network(simple), split=run.split_by, eps=0, training="clean")
+        about = {"network": network(simple), "split": run.split_by, "eps": 0, "training": "clean"}
+        _add_clean(study, simple, chosen.settings, smallest=False, **about)
     return study.record()
 
 
@@ -148,7 +149,7 @@ def sweep(chosen: Chosen[Profile]) -> Record:
     announce(asked_of([*small, *large], settings.ladder, trainings))
     for title, runs in {"simple CNN": small, f"{model} ({weights})": large}.items():
         for run in measure.each_training(study, runs, title):
-            attack_training(study, run, settings.ladder, trainings, leaks=True)
+            attack_training(study, run, settings.ladder, trainings, searched=settings.ladder[:1], leaks=True)
     return study.record()
 
 
@@ -159,12 +160,20 @@ def asked_of(runs: Sequence[Run], ladder: Sequence[float], trainings: Sequence[s
 
 
 def attack_training(
-    study: Study, run: Run, ladder: Sequence[float], trainings: Sequence[str] = ("static",), *, leaks: bool = False
+    study: Study,
+    run: Run,
+    ladder: Sequence[float],
+    trainings: Sequence[str] = ("static",),
+    *,
+    searched: Sequence[float] | None = None,
+    leaks: bool = False,
 ) -> None:
     """Train ``run`` on clean images and against each ε of ``ladder``; take down what each model answers to each test.
 
-    ``trainings``: how it is trained against an ε, see `against`. ``leaks``: the tests of `leaking` too.
+    ``trainings``: how it is trained against an ε, see `against`. ``searched``: the ε of which the smallest ε is sought
+    too, after training against them and on clean images (None: all). ``leaks``: the tests of `leaking` too.
     """
+    searched = ladder if searched is None else searched
     clean, source, settings = train_or_load(run), train_or_load(other(run)), study.chosen.settings
     quick, transfer = frozen(clean.model), frozen(source.model)  # asked for gradients, judged by the models
     about = {"network": network(clean), "split": run.split_by}
@@ -172,14 +181,14 @@ def attack_training(
     largest = torch.zeros(len(labels), len(clean.test.classes))
     largest[:, labels.bincount().argmax()] = 1
     study.add(clean, _unmargined(rows(clean.test, largest)), **about, eps=0, training="none", test="clean")
-    _add_clean(study, clean, settings, **about, eps=0, training="clean")
+    _add_clean(study, clean, settings, smallest=bool(searched), **about, eps=0, training="clean")
     study.model(source)
     for eps in ladder:
         for training in ("clean", *trainings):
             trained = clean
             if training != "clean":
                 trained = train_or_load(against(run, training, eps))
-                _add_clean(study, trained, settings, **about, eps=eps, training=training)
+                _add_clean(study, trained, settings, smallest=eps in searched, **about, eps=eps, training=training)
             asked = {**about, "eps": eps, "training": training}
             attacked = tests(quick, transfer, settings, eps=eps, seed=run.seed)
             asking = quick if trained is clean else frozen(trained.model)
@@ -288,22 +297,23 @@ def _unmargined(outcomes: pd.DataFrame) -> pd.DataFrame:
     return outcomes.drop(columns="margin")
 
 
-def _add_clean(study: Study, trained: Trained, settings: Profile, **about: object) -> None:
-    """What hangs on no test's ε: answers to clean images, the smallest ε that changes each, and a loss.
+def _add_clean(study: Study, trained: Trained, settings: Profile, *, smallest: bool, **about: object) -> None:
+    """What hangs on no test's ε: answers to clean images, the smallest ε that changes each if asked for, and a loss.
 
     ``smallest``, in grey levels: 0 where the answer is wrong already, at most ``MOST``, so that its mean over images is
     the area under accuracy against ε. ``ratio``, a row of no image: the last epoch's loss over the first's.
     """
-    test, answers, asked = trained.test, measure.logits_of(trained.model, trained.test), frozen(trained.model)
+    test, answers = trained.test, measure.logits_of(trained.model, trained.test)
     study.add(trained, rows(test, answers), **about, test="clean")
     seed = trained.provenance["run"]["seed"]
-    draws, device = torch.Generator().manual_seed(seed), device_of(trained.model)
-    found = [
-        smallest_eps(asked, x, y, most=MOST, iterations=settings.iterations, generator=draws).clamp(max=MOST)
-        for x, y in test.batches(measure.BATCH, device=device)
-    ]
-    spent = pd.DataFrame(measure.named(test)).assign(smallest=255 * torch.cat(found).cpu().numpy())
-    study.add(trained, spent, **about, test="smallest ε")
+    if smallest:
+        asked, draws = frozen(trained.model), torch.Generator().manual_seed(seed)
+        found = [
+            smallest_eps(asked, x, y, most=MOST, iterations=settings.iterations, generator=draws).clamp(max=MOST)
+            for x, y in test.batches(measure.BATCH, device=device_of(trained.model))
+        ]
+        spent = pd.DataFrame(measure.named(test)).assign(smallest=255 * torch.cat(found).cpu().numpy())
+        study.add(trained, spent, **about, test="smallest ε")
     losses = [epoch["loss"] for epoch in trained.provenance["epochs"]]
     # A cluster of its own in each training, which has no other images to vary over.
     row = {"image": "training", "group": f"training {seed}", "ratio": losses[-1] / losses[0]}
