@@ -117,8 +117,8 @@ def environments(
 
     ``"fixed"`` takes the environment's transform, ``"searched"`` the worst one that STBO finds in its box with
     ``searches`` queries an image; both after PGD at its ε. Where there is nothing to turn or shift, both are PGD alone.
-    ``"worst"`` is the hardest of four for each image: that search, another of its kind, one by gradients, each with
-    ``searches`` units, and the pixel part alone by `worst_case`.
+    ``"worst"`` is what none of four leaves right: that search, the pixel part alone by `worst_case`, another search of
+    its kind and one by gradients, each with ``searches`` units and each asked about what is still right.
 
     A pixel attack is made once for all environments and readings that share it. Attacks ask a frozen copy of the model;
     what they return is judged by the model itself.
@@ -141,42 +141,53 @@ def environments(
                     pixel = partial(place.pixel, generator=draws()) if place.pixel else None
                     attacked_images[pixels] = perturb(quick, images, labels, pixel=pixel)
                 noisy = attacked_images[pixels]
+                searched = noisy
+                if place.fixed is not None and set(readings) != {"fixed"}:
+                    searched = stbo(quick, noisy, labels, place.box, evaluations=searches, generator=draws()).images
                 for reading in readings:
-                    if reading == "fixed":
-                        tried = [perturb(quick, noisy, labels, spatial=place.fixed)]
-                    else:
-                        tried = [noisy]
-                        if place.fixed is not None:
-                            seeds = (0, 1) if reading == "worst" else (0,)
-                            search = partial(stbo, quick, noisy, labels, place.box, evaluations=searches)
-                            tried = [search(generator=draws(again=k)).images for k in seeds]
-                        if reading == "worst":
-                            tried += _harder(quick, images, noisy, labels, place, searches, draws(again=2))
-                    found = [logits(model, shown, batch_size=batch_size) for shown in tried]
-                    answers[place.name, reading].append(hardest(found, labels).cpu())
+                    shown = perturb(quick, noisy, labels, spatial=place.fixed) if reading == "fixed" else searched
+                    found = logits(model, shown, batch_size=batch_size)
+                    if reading == "worst":
+                        attempts = _harder(quick, place, searches, [draws(again=k) for k in (1, 2, 3)])
+                        found = _worst(model, attempts, found, images, noisy, labels)
+                    answers[place.name, reading].append(found.cpu())
                     bar.update(len(images))
     return {key: torch.cat(parts) for key, parts in answers.items()}
 
 
+Attempt = Callable[..., Any]  # images, labels → what has .images
+
+
 def _harder(
+    model: nn.Module, place: Environment, searches: int, draws: Sequence[torch.Generator]
+) -> tuple[list[Attempt], list[Attempt]]:
+    """What else the worst case tries: attacks on the images themselves, and transforms of the noisy ones."""
+    pixels: list[Attempt] = [partial(SUITE, model, eps=place.eps, generator=draws[2])] if place.eps else []
+    if place.fixed is None:
+        return pixels, []
+    # Where the usual 4 · (3 · 5 + 1) units of gradients do not fit into the budget, one start has half of it.
+    starts, steps = (4, 5) if searches >= 68 else (1, max(1, (searches - 2) // 6))
+    ascent = partial(gradient_ascent, model, box=place.box, starts=starts, steps=steps, evaluations=max(5, searches))
+    again = partial(stbo, model, box=place.box, evaluations=searches, generator=draws[0])
+    return pixels, [again, partial(ascent, generator=draws[1])]
+
+
+def _worst(
     model: nn.Module,
+    attempts: tuple[list[Attempt], list[Attempt]],
+    answers: Tensor,
     images: Tensor,
     noisy: Tensor,
     labels: Tensor,
-    place: Environment,
-    searches: int,
-    generator: torch.Generator,
-) -> list[Tensor]:
-    """What else the worst case tries: gradients through the transform, and the suite of pixel attacks."""
-    tried = []
-    if place.fixed is not None:
-        # Where the usual 4 · 5 gradients of three units do not fit into the budget, one start has half of it.
-        starts, steps = (4, 5) if searches >= 68 else (1, max(1, (searches - 2) // 6))
-        ascent = partial(gradient_ascent, model, noisy, labels, place.box, starts=starts, steps=steps)
-        tried.append(ascent(evaluations=max(5, searches), generator=generator).images)
-    if place.eps:
-        tried.append(SUITE(model, images, labels, eps=place.eps, generator=generator).images)
-    return tried
+) -> Tensor:
+    """``answers [B, classes]``, and for those still right the hardest of what each attempt makes of them."""
+    answers = answers.clone()
+    for shown, several in zip((images, noisy), attempts, strict=True):
+        for attempt in several:
+            if len(left := (answers.argmax(dim=1) == labels).nonzero().squeeze(1)):
+                found = logits(model, attempt(shown[left], labels[left]).images)
+                answers[left] = hardest([answers[left], found], labels[left])
+    return answers
 
 
 def hardest(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
