@@ -347,8 +347,8 @@ def h6(record: Record) -> Table:
     return base.table(
         rows,
         "Accuracy in per cent. Own threshold: the margin that tells the classes of training images apart best, set in "
-        "the same environment. Worst: the hardest of two searches, a search by gradients and a suite of pixel attacks, "
-        "for a sample.",
+        "the same environment. Searched, and worst, what two searches, a search by gradients and a suite of pixel "
+        "attacks leave: of a sample.",
         "h6",
         record,
     )
@@ -548,9 +548,13 @@ def steps(record: Record) -> Table:
 def tied(record: Record) -> Table:
     """How many clean answers change with the adversarial partner, for MixBN and for equation 10 as printed."""
     names = {"mix": "MixBN: each half through its own branch", "sum": "equation 10 as printed: the branches added up"}
-    cells = record.outcomes.mean("changed")
+    changed, moved = (record.outcomes.mean(name) for name in ("changed", "moved"))
     rows = [
-        {"variant": name, "clean answers that change, %": _percent(cells, f"partners exchanged, {key}")}
+        {
+            "variant": name,
+            "clean answers that change, %": _percent(changed, f"partners exchanged, {key}"),
+            "margins move by, spreads": f"{moved[f'partners exchanged, {key}'].value:.3g}",
+        }
         for key, name in names.items()
     ]
     return base.table(rows, "What an image's answer owes to its partner.", "tied", record)
@@ -581,7 +585,7 @@ def mixbn(record: Record) -> Figure:
         caption="Accuracy without MixBN and through each of its branches, beside table 2 (hollow); attacks go through "
         f"the branch that is measured. Dots: mean over trainings; {INTERVALS}; small dots: each.",
         alt="Dumbbell charts of accuracy without and with MixBN beside table 2, a panel a set of images, a row a "
-        f"training. MixBN's mean gain: {100 * gain[0]:+.1f} points on clean, {100 * gain[1]:+.1f} on hybrid images.",
+        f"training. MixBN's least gain: {100 * gain[0]:+.1f} points on clean, {100 * gain[1]:+.1f} on hybrid images.",
     )
 
 

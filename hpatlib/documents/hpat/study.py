@@ -226,11 +226,13 @@ def training_strategies(chosen: Chosen[Profile]) -> Record:
     for (split, name), run, found in trained(study, split_strategies(chosen, names)):
         given = {"split": split, "training": name}
         ask = _Asked(study, found, run, settings.searches, given)
+        few, h6 = measure.sample(found.test, settings.hardest), places(chosen)[6:]
         ask.clean(found.test)
-        ask.places(found.test, places(chosen)[6:], "fixed", "searched")
+        ask.places(found.test, h6, "fixed")
+        ask.places(few, h6, *(("searched", "worst") if split == "patient" else ("searched",)))
         if split == "patient":
-            ask.places(measure.sample(found.test, settings.hardest), places(chosen)[6:], "worst")
-            ask.places(measure.sample(found.test, settings.shown), places(chosen)[1:6], "fixed", "searched")
+            quickly = replace(ask, searches=settings.network_searches)
+            quickly.places(measure.sample(found.test, settings.shown), places(chosen)[1:6], "fixed", "searched")
             study.table("thresholds", _thresholds(found, run, chosen, name))
     return study.record()
 
@@ -434,8 +436,9 @@ def algorithm(chosen: Chosen[Profile], *, batch: int = 16, batches: int = 4) -> 
                 study.add(found, named.assign(loss=loss.cpu().numpy()), stage=stage)
             variants: tuple[Branch, ...] = ("mix", "sum")
             for each in variants:
-                changed = _tied(steps.model, steps.images, steps.turned, each).double().cpu()
-                study.add(found, named.assign(changed=changed.numpy()), stage=f"partners exchanged, {each}")
+                changed, moved = _tied(steps.model, steps.images, steps.turned, each)
+                about = {"changed": changed.double().cpu().numpy(), "moved": moved.double().cpu().numpy()}
+                study.add(found, named.assign(**about), stage=f"partners exchanged, {each}")
             if "steps" not in study.tables:
                 study.table("steps", steps.table())
     return study.record()
@@ -569,14 +572,15 @@ def _inside(model: nn.Module, clean: Tensor, adversarial: Tensor) -> tuple[list[
 
 
 @torch.no_grad()
-def _tied(model: nn.Module, clean: Tensor, adversarial: Tensor, name: Branch) -> Tensor:
-    """Whether each clean answer changes when the other half is put in another order (L23): ``[B]``."""
+def _tied(model: nn.Module, clean: Tensor, adversarial: Tensor, name: Branch) -> tuple[Tensor, Tensor]:
+    """What happens to each clean answer when the other half is put in another order (L23): whether it changes ``[B]``,
+    and how far its margin moves, in standard deviations of the margins ``[B]``."""
     with held_still(model), branch(model, name):
-        answers = [
-            model(torch.cat([clean, other]))[: len(clean)].argmax(dim=1)
-            for other in (adversarial, adversarial.roll(1, 0))
-        ]
-    return answers[0] != answers[1]
+        one, other = (
+            model(torch.cat([clean, partners]))[: len(clean)] for partners in (adversarial, adversarial.roll(1, 0))
+        )
+    margins, moved = one[:, 1] - one[:, 0], other[:, 1] - other[:, 0]
+    return one.argmax(dim=1) != other.argmax(dim=1), (moved - margins).abs() / margins.std().clamp_min(1e-12)
 
 
 def settings_table(chosen: Chosen[Profile]) -> pd.DataFrame:
