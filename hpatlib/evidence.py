@@ -71,7 +71,10 @@ def stale(record: Record, judged: Iterable[claims.Judgement]) -> str:
     header, now = record.header, claims.check(record.header.chapter)
     if changed := [name for name, then in header.claims.items() if now.get(name) != then]:
         return f"stale: claims changed ({', '.join(sorted(changed))})"
-    if lacking := [j.claim.id for j in judged if j.record is record and j.quantity is None]:
+    # What it was made for and has not got, its profile cannot give.
+    if lacking := [
+        j.claim.id for j in judged if j.record is record and j.quantity is None and j.claim.id not in header.claims
+    ]:
         return f"stale: it lacks what {', '.join(lacking)} needs"
     commit = (header.environment.get("commit") or "").removesuffix("-dirty")
     for document in documents.names():

@@ -79,6 +79,9 @@ def test_a_changed_claim_and_one_that_needs_more_make_a_record_stale(world):
     world.rule({"id": "rises"}, {"id": "new", "quantity": "other"})
     (first, *_) = plan(world)
     assert first.why == "stale: it lacks what new needs" and first.open_claims >= 1
+    # Measured for that claim and without what it needs, as where a profile has not the networks: again is no better.
+    measured(world)
+    assert "made/fig1" not in [job.chapter for job in plan(world)]
 
 
 def test_what_a_larger_record_lacks_is_not_laid_to_the_smaller(world):
