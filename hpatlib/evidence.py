@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpatlib import claims, documents, records
 from hpatlib.records import Record
@@ -80,12 +81,22 @@ def stale(record: Record, judged: Iterable[claims.Judgement]) -> str:
     for document in documents.names():
         if any(claim.chapter == header.chapter for claim in claims.of(document)):
             path = documents.FOLDER / document / "profiles.toml"
-            then = _at(commit, path)
-            if then is not None and tomllib.loads(then).get(header.profile) != documents.toml(document, "profiles").get(
-                header.profile
-            ):
-                return f"stale: the profile has changed since {commit}"
+            if then := _at(commit, path):
+                before, now = tomllib.loads(then), documents.toml(document, "profiles")
+                if not _same(before.get(header.profile, {}), now.get(header.profile, {}), record):
+                    return f"stale: the profile has changed since {commit}"
     return _behaves_otherwise(record, commit)
+
+
+def _same(then: Mapping[str, Any], now: Any, record: Record) -> bool:
+    """Whether two versions of a profile are one for this record: a list of networks matters where all were asked."""
+    asked = {(model.run.get("model"), model.run.get("weights")) for model in record.header.models}
+
+    def matters(value: Any) -> bool:
+        pairs = isinstance(value, list) and all(isinstance(each, list) for each in value)
+        return not pairs or {tuple(pair) for pair in value} <= asked
+
+    return all(then.get(name) == now.get(name) for name in then.keys() | now.keys() if matters(then.get(name)))
 
 
 def _behaves_otherwise(record: Record, commit: str) -> str:

@@ -113,6 +113,14 @@ def commit(world, tmp_path, monkeypatch):
     return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
 
 
+def test_a_list_of_networks_matters_to_records_that_asked_all_of_them(world):
+    made, others = measured(world), [["resnet50", "scratch"], ["vgg16", "imagenet"]]  # its models: the first
+    then, now = {"size": 64, "networks": others}, {"size": 64, "networks": others[:1]}
+    assert evidence._same(then, now, made) and not evidence._same(now, then, made)
+    assert not evidence._same(then, now | {"size": 32}, made)
+    assert not evidence._same({}, now, made)
+
+
 def test_a_changed_profile_and_changed_behaviour_make_a_record_stale(world, commit, monkeypatch):
     measured(world, environment={"commit": f"{commit}-dirty", "device": "CPU", "versions": {}})
     stands = ["made/fig2", "made/fig3"]
