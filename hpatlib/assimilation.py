@@ -113,9 +113,9 @@ def repaint_at_random(model: Assimilated, images: Iterable[Tensor], spread: floa
     Both keep the random first layers that they were made with and get random last ones (PyTorch's default), drawn from
     torch's global generator; then one factor on both last layers is sought by bisection until the mean channel spread
     of the pictures of ``images``, batches ``[B, 1, H, W]``, is ``spread`` to a thousandth of it. Where a draw pushes
-    most pixels of all three channels the same way, as one in four does with an even background, no factor colours them
-    and the last layers are drawn anew, ``tries`` times at most. Their parameters need no gradient afterwards: training
-    leaves them as they are. Raises ``ValueError`` where no draw reaches ``spread``.
+    most pixels of all three channels the same way, as one in four does with an even background, large factors make them
+    grey again: then the last layers are drawn anew, ``tries`` times at most. Their parameters need no gradient
+    afterwards: training leaves them as they are. Raises ``ValueError`` where no draw reaches ``spread``.
     """
     check_number("spread", spread, lambda share: 0 < share < 1, "lie between 0 and 1, both excluded")
     tries = check_whole("tries", tries)
@@ -137,7 +137,9 @@ def repaint_at_random(model: Assimilated, images: Iterable[Tensor], spread: floa
             break
         most = max(most, found)
     else:
-        raise ValueError(f"random colours spread by {most:.3f} at most on these images, found spread={spread}")
+        raise ValueError(
+            f"random colours spread by {most:.3f} at most where they saturate on these images, found spread={spread}"
+        )
     for _ in range(60):
         middle = (low + high) / 2
         if abs(excess := reached(drawn, middle) - spread) < 1e-3 * spread:

@@ -18,6 +18,7 @@ import inspect
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -256,10 +257,16 @@ def _able(measured: Quantity, record: Record | None, margin: float) -> str:
 
 
 def _treatment(model: Model) -> str:
-    """How a model was trained, beside what all runs say."""
-    names = ("front", "spread", "objective", "adversary", "mixbn", "static_eps", "static")
-    given = [f"{name} {model.run[name]}" for name in names if model.run.get(name)]
-    return ", ".join(given) or "trained on clean images"
+    """How a model was trained, in words."""
+    run = model.run
+    names = {
+        "spread": "behind a random repaint",
+        "objective": "behind T and C",
+        "adversary": "against an adversary",
+        "static_eps": "on a perturbed set",
+        "mixbn": "with MixBN",
+    }
+    return ", ".join(words for name, words in names.items() if run.get(name)) or "trained on clean images"
 
 
 def _kin(model: Model) -> tuple[str, ...]:
@@ -268,17 +275,18 @@ def _kin(model: Model) -> tuple[str, ...]:
 
 
 def _floor(measured: Quantity, record: Record | None, edge: float) -> str:
-    """Of comparisons: one share beside a threshold may well be 0 or 1."""
+    """Of comparisons: one share beside a threshold may well be 0 or 1. Of several arms most of each must be there."""
     for part in (measured,) if isinstance(measured, Estimate) else measured.parts:
-        shares = [leaf for leaf in part.leaves if leaf.measure in ("accuracy", "AUC", "ROI", "flips")]
-        if len(shares) < 2:
-            continue
-        for name, there in (
-            ("floor", [leaf.value <= edge for leaf in shares]),
-            ("ceiling", [leaf.value >= 1 - edge for leaf in shares]),
+        for name, shares, there in (
+            ("floor", ("accuracy", "ROI", "flips"), lambda value: value <= edge),
+            ("ceiling", ("accuracy", "AUC", "ROI", "flips"), lambda value: value >= 1 - edge),
         ):
-            if 2 * sum(there) > len(shares):
-                return f"{sum(there)} of {len(shares)} values of {shares[0].measure} compared are at the {name}"
+            leaves = [leaf for leaf in part.leaves if leaf.measure in shares]
+            at = [leaf for leaf in leaves if there(leaf.value)]
+            arms, few = (Counter(leaf.models for leaf in several) for several in (leaves, at))
+            most = all(2 * few[arm] > n for arm, n in arms.items()) if len(arms) > 1 else len(at) == len(leaves)
+            if len(leaves) > 1 and most:
+                return f"{len(at)} of {len(leaves)} values of {leaves[0].measure} compared are at the {name}"
     return ""
 
 

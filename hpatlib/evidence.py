@@ -72,7 +72,7 @@ def stale(record: Record, judged: Iterable[claims.Judgement]) -> str:
     header, now = record.header, claims.check(record.header.chapter)
     if changed := [name for name, then in header.claims.items() if now.get(name) != then]:
         return f"stale: claims changed ({', '.join(sorted(changed))})"
-    # What it was made for and has not got, its profile cannot give.
+    # What it was made for and has not got, as networks that its profile lacks, measuring it again would not give.
     if lacking := [
         j.claim.id for j in judged if j.record is record and j.quantity is None and j.claim.id not in header.claims
     ]:
@@ -89,14 +89,16 @@ def stale(record: Record, judged: Iterable[claims.Judgement]) -> str:
 
 
 def _same(then: Mapping[str, Any], now: Any, record: Record) -> bool:
-    """Whether two versions of a profile are one for this record: a list of networks matters where all were asked."""
+    """Whether two versions of a profile are one for this record: of a list of networks, those that it asked matter."""
     asked = {(model.run.get("model"), model.run.get("weights")) for model in record.header.models}
-
-    def matters(value: Any) -> bool:
-        pairs = isinstance(value, list) and all(isinstance(each, list) for each in value)
-        return not pairs or {tuple(pair) for pair in value} <= asked
-
-    return all(then.get(name) == now.get(name) for name in then.keys() | now.keys() if matters(then.get(name)))
+    for name in then.keys() | now.keys():
+        before, after = then.get(name), now.get(name)
+        pairs = isinstance(before, list) and all(isinstance(each, list) for each in before)
+        if pairs and not {tuple(pair) for pair in before or ()} <= asked:
+            before, after = ([pair for pair in value or () if tuple(pair) in asked] for value in (before, after))
+        if before != after:
+            return False
+    return True
 
 
 def _behaves_otherwise(record: Record, commit: str) -> str:

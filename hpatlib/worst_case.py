@@ -141,11 +141,12 @@ def smallest_eps(
 
     Bisection in log ε, of each image on its own: PGD on the margin, its direction a running sum of gradients as in
     MI-FGSM, at ``most`` from noise; where that fails, on cross-entropy from the image itself, at ``most`` and in up to
-    three balls of a quarter each, for in a large one PGD may run past what misleads nearby. Then ``steps`` times at the
-    geometric mean of the largest ε that failed and the smallest change that misled, from that change scaled down. What
-    misled at one ε misleads at any larger, so each value is the size of a change that does it, an upper bound.
+    three balls a quarter of the one before, for in a large one PGD may run past what misleads nearby. Then ``steps``
+    times at the geometric mean of the largest ε that failed and the smallest change that misled, from that change
+    scaled down. What misled at one ε misleads at any larger, so each value is the size of a change that does it, an
+    upper bound.
     ``least`` is where the search expects its lower end; where less misleads, it goes on below. ``generator`` draws the
-    first starts. Costs 3 · ``iterations`` + 1 forward passes a step.
+    first starts. Costs 3 · ``iterations`` + 1 forward passes a probe.
     """
     check_images(images, labels)
     most = check_number("most", most, lambda eps: 0 < eps <= 1, "lie in (0, 1], a fraction of the pixel range")

@@ -459,8 +459,9 @@ def test_most_of_a_mean_at_the_floor_is_none(world):
 
     quantities.gain = gain
     documents.quantities = lambda document: quantities
-    record(world.evidence, CHAPTER, ("place", "eps"), cells | {("after", "0/255"): 0.5}, images=100)
-    for count, expected in ((1, "supported"), (2, "cannot tell"), (5, "cannot tell")):
+    record(world.evidence, CHAPTER, ("place", "eps"), cells | {("after", "0/255"): 0.5}, images=100, by="place")
+    # Of two cells in an arm one is off the floor, which is enough.
+    for count, expected in ((1, "supported"), (2, "supported"), (3, "cannot tell"), (5, "cannot tell")):
         found, why = gated(world, "floor", 0.02)
         assert found == expected, count
     assert why == "9 of 10 values of accuracy compared are at the floor"
@@ -492,7 +493,7 @@ def test_the_gate_of_what_is_compared(world):
         record(world.evidence, CHAPTER, ("training", "place"), right, **given)
         found, why = gated(world, "able", 0.1)
         assert found == expected and gated(world, "competent", 0.1)[0] == "supported"
-    assert "beats answering the largest class of clean images by 9.0 points" in why and "adversary" in why
+    assert "beats answering the largest class of clean images by 9.0 points" in why and "against an adversary" in why
 
 
 def test_the_gate_of_a_dose(world):
@@ -781,19 +782,19 @@ def test_moving_a_threshold_flips_the_verdict_and_is_found_out(figure_4):
         return found["verdict"], found["effect"]
 
     # Printed numbers contradict some claims whatever is measured, so that 10 means: all is as it was written down.
-    assert verdict_now() == ("supported", pytest.approx(0.3))
+    assert verdict_now() == ("supported", pytest.approx(0.3 / 0.9))
     code, output = hpat("verify")
     assert code == 10 and "contradicted: h1-counts: " in output
     path = figure_4 / "documents" / "hpat" / "claims.toml"
     was = path.read_text()
     before, after = was.split(f'id = "{claim}"')
     path.write_text(f'{before}id = "{claim}"' + after.replace("threshold = 0.2", "threshold = 0.4", 1))
-    assert verdict_now() == ("contradicted", pytest.approx(0.3))
+    assert verdict_now() == ("contradicted", pytest.approx(0.3 / 0.9))
     code, output = hpat("verify")
     assert code == 3 and f"{claim}: changed after it was written down" in output
     assert f"{FIG4}/laptop-real-seed0: measured another version of {claim}" in output
     path.write_text(was)
-    assert verdict_now() == ("supported", pytest.approx(0.3)) and hpat("verify")[0] == 10
+    assert verdict_now() == ("supported", pytest.approx(0.3 / 0.9)) and hpat("verify")[0] == 10
 
 
 def test_a_record_changed_by_one_byte_is_found_out(figure_4):

@@ -119,6 +119,7 @@ def test_a_list_of_networks_matters_to_records_that_asked_all_of_them(world):
     assert evidence._same(then, now, made) and not evidence._same(now, then, made)
     assert not evidence._same(then, now | {"size": 32}, made)
     assert not evidence._same({}, now, made)
+    assert not evidence._same(then, then | {"networks": others[1:]}, made)  # one that was asked is gone
 
 
 def test_a_changed_profile_and_changed_behaviour_make_a_record_stale(world, commit, monkeypatch):

@@ -440,7 +440,7 @@ def test_figures_of_the_ladder_show_the_clean_model_at_every_eps(measured):
     accuracy = quantities.of_network(record.outcomes, LARGE).accuracy
     gap = accuracy["0.5", "online", "white-box FGSM"] - accuracy["0.5", "online", "white-box PGD"]
     table = figures.over_fitting([record]).frame
-    assert table.shape == (2 * 3, 6) and table.iloc[-1]["FGSM less PGD"].startswith(
+    assert table.shape == (2 * 2 * 3, 7) and table.iloc[-1]["FGSM less PGD"].startswith(
         f"{100 * gap.value:.1f}".replace("-", "−")
     )
 

@@ -279,7 +279,9 @@ def stands(
     others = [frozen(surrogate) for surrogate in surrogates]
     found = worst_case(frozen(model), x, y, eps=level / 255, surrogates=others, generator=draws, **tries)
     right = (logits(model, found.images).argmax(dim=1) == y).cpu().numpy()
-    return right, ["stands" if stood else name for stood, name in zip(right, found.felled_by, strict=True)]
+    # Where the copy says that an image stands and rounding decides: the last attack made it.
+    felled = zip(right, found.felled_by, strict=True)
+    return right, ["stands" if stood else name or "transfer" for stood, name in felled]
 
 
 def climbed(

@@ -288,7 +288,7 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
         record=record,
         share="xy",
         caption=f"Accuracy and ROI over the environments{held}. Points: mean over trainings; {INTERVALS}; hollow: "
-        f"published.{marked if by == 'network' else ''}",
+        f"published.{marked if by == 'network' else ' Searches of H6 have more queries and images than those before.'}",
         alt=f"Line charts of accuracy and ROI from H0 to H6, a panel a reading, a line a {by}. With one fixed "
         f"transform {'the mean' if able else looks[who].label} goes from {100 * fall.iloc[0]:.1f} to "
         f"{100 * fall.iloc[-1]:.1f} % accuracy.",
@@ -347,8 +347,8 @@ def h6(record: Record) -> Table:
     return base.table(
         rows,
         "Accuracy in per cent. Own threshold: the margin that tells the classes of training images apart best, set in "
-        "the same environment. Searched, and worst, what two searches, a search by gradients and a suite of pixel "
-        "attacks leave: of a sample.",
+        "the same environment. Searched: by STBO, once. Worst: what that, another search by STBO, one by gradients and "
+        "a suite of pixel attacks leave right. Both of a sample.",
         "h6",
         record,
     )
@@ -386,31 +386,35 @@ def nearest_to_figure_4(record: Record) -> Table:
 
 
 def heat(record: Record) -> Figure:
-    """Figure 5: ROI over ε × rotation, a column a training, a row a reading."""
-    table = record.outcomes.invariance(environment=quantities.STILL).table()
+    """Figure 5: ROI over ε × rotation, a column a training, a row a reading; and accuracy where STBO searches (L27)."""
+    roi, accuracy = record.outcomes.invariance(environment=quantities.STILL), record.outcomes.accuracy
+    kinds = {("fixed", "ROI"): roi, ("searched", "ROI"): roi, ("searched", "accuracy"): accuracy}
+    tables = {kind: cells.table().assign(measure=kind[1]) for kind, cells in kinds.items()}
+    table = pd.concat(each[each["reading"] == reading] for (reading, _), each in tables.items())
     cells = table["environment"].str.extract(r"(?P<eps>\d+)/255, (?P<rotation>\d+)°").astype(float)
     table = table.assign(eps=cells["eps"], rotation=cells["rotation"])
     words = {"xlabel": "rotation, degrees", "ylabel": "ε, in 1/255"}
     names = list(dict.fromkeys(table["training"]))
     shown = {
-        (reading, name): table[(table["training"] == name) & (table["reading"] == reading)]
-        for reading in READINGS
+        (kind, name): table[(table["training"] == name) & (table["reading"] == kind[0]) & (table["measure"] == kind[1])]
+        for kind in kinds
         for name in names
     }
-    means = ", ".join(f"{name} {100 * shown['searched', name]['value'].mean():.0f} %" for name in names)
+    last = ("searched", "accuracy")
+    means = ", ".join(f"{name} {100 * shown[last, name]['value'].mean():.0f} %" for name in names)
     return charts.figure(
         [
-            charts.heat(part, "rotation", "eps", title=f"{name}, {READINGS[reading]}", **words)
-            for (reading, name), part in shown.items()
+            charts.heat(part, "rotation", "eps", title=f"{measure} of {name}, {READINGS[reading]}", **words)
+            for ((reading, measure), name), part in shown.items()
         ],
         name="grid",
         record=record,
         columns=len(names),
         share="xy",
-        caption="ROI (equation 15) in per cent under PGD at ε and a rotation, mean over "
+        caption="ROI (equation 15) and accuracy in per cent under PGD at ε and a rotation, mean over "
         f"{len(record.seeds)} trainings, split by patient.",
-        alt="Heat maps of the ROI over ε and rotation, a column a training, a row a reading. Mean over the cells, "
-        f"where STBO searches: {means}.",
+        alt="Heat maps over ε and rotation, a column a training, a row a measure and reading. Mean accuracy over the "
+        f"cells, where STBO searches: {means}.",
     )
 
 

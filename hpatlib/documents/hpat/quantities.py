@@ -217,9 +217,9 @@ def decline(o: Outcomes, *, reading: str) -> Estimate:
     hybrid training loses. Later steps say little: a network that has lost every answer declines no more.
     """
     cells = _on_grid(o, reading)
+    start = 0 if reading == "fixed" else cells["Standard", STILL] - cells["Adv_h", STILL]  # ROI starts at 1
     step = next((c for c in (f"{k}/255, {30 * k}°" for k in range(1, 7)) if ("Adv_h", c) in cells), "1/255, 30°")
-    standard, hybrid = (cells[name, STILL] - cells[name, step] for name in ("Standard", "Adv_h"))
-    return standard - hybrid
+    return cells["Adv_h", step] - cells["Standard", step] + start
 
 
 def turned(o: Outcomes, *, eps: int, rotation: int) -> Estimate:

@@ -49,8 +49,8 @@ Name = TypeVar("Name")
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``networks``: table 1's, (name, weights), each trained ``network_trainings`` times; ``train_searches``,
     ``searches``, ``network_searches``: STBO's queries an image when training, when measuring, and when measuring
-    ``networks``; ``grid_step``: of figure 5's grid; ``hardest``, ``dense``: how many test images the worst case of H6
-    and figure 6's dense grid are measured on. H0 and H6 of figure 4, figure 1 and clean images: all test images.
+    ``networks`` or figure 4's H1 to H5; ``grid_step``: of figure 5's grid; ``hardest``, ``dense``: how many test images
+    searches of H6 and figure 6's dense grid are measured on. Fixed H6, figure 1 and clean images: all test images.
     """
 
     networks: tuple[tuple[str, str], ...]
@@ -274,7 +274,8 @@ def mixbn(chosen: Chosen[Profile]) -> Record:
     pairs = [name + suffix for name in ABLATED for suffix in ("", "+MixBN")]
     names = {"patient": ["Standard", LONGER, *pairs], "image": ["Standard"]}
     for (split, name), run, found in trained(study, split_strategies(chosen, names)):
-        sides: tuple[Branch | None, ...] = ("clean", "adv") if run.mixbn else (None,)
+        # Through which branch a record says how good a model is: the one that attacks go through, which may be worse.
+        sides: tuple[Branch | None, ...] = ("adv", "clean") if run.mixbn else (None,)
         for side in sides:
             given = {"split": split, "training": name, "branch": side or "shared"}
             with branch(found.model, side) if side else nullcontext():

@@ -252,8 +252,11 @@ def accuracies(records: Sequence[Record], tests: Sequence[str] = tuple(TESTS), *
     )
 
 
+ONLINE = {"clean": "on clean images", "online": "online, against FGSM"}
+
+
 def over_fitting(records: Sequence[Record]) -> Table:
-    """Trained online against FGSM: accuracy under that attack and under PGD, a row a network and an ε.
+    """Trained online against FGSM, and on clean images: accuracy under that attack and under PGD, a row an ε.
 
     High under one step and near zero under ten is catastrophic over-fitting: the network has learnt to mislead FGSM.
     """
@@ -262,14 +265,13 @@ def over_fitting(records: Sequence[Record]) -> Table:
         o, data = record.outcomes, f"{'real' if record.real else 'phantom'}, {record.header.profile}"
         for network in o.values("network"):
             accuracy = of_network(o, network).accuracy
-            for eps in (key[0] for key in accuracy if key[1:] == ("online", "white-box PGD")):
-                fgsm, pgd = (at(accuracy, float(eps), "online", f"white-box {name}") for name in ("FGSM", "PGD"))
-                row = {"data": data, "network": base.network(network), "ε": eps}
+            for eps, training in ((k[0], k[1]) for k in accuracy if k[1] in ONLINE and k[2] == "white-box PGD"):
+                fgsm, pgd = (at(accuracy, float(eps), training, f"white-box {name}") for name in ("FGSM", "PGD"))
+                row = {"data": data, "network": base.network(network), "ε": eps, "trained": ONLINE[training]}
                 for name, found in (("FGSM", fgsm), ("PGD", pgd), ("FGSM less PGD", fgsm - pgd)):
                     row[name] = base.percent(found.value, *found.interval())
                 rows.append(row)
-    caption = "Trained online against FGSM: accuracy in per cent under white-box attacks, mean over trainings, with "
-    f"{INTERVALS}."
+    caption = f"Accuracy in per cent under white-box attacks, mean over trainings, with {INTERVALS}."
     return base.table(rows, caption, "over-fitting", *records)
 
 
