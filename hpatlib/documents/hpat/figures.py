@@ -388,7 +388,7 @@ def nearest_to_figure_4(record: Record) -> Table:
 def heat(record: Record) -> Figure:
     """Figure 5: ROI over ε × rotation, a column a training, a row a reading; and accuracy where STBO searches (L27)."""
     roi, accuracy = record.outcomes.invariance(environment=quantities.STILL), record.outcomes.accuracy
-    kinds = {("fixed", "ROI"): roi, ("searched", "ROI"): roi, ("searched", "accuracy"): accuracy}
+    kinds = {("fixed", "ROI"): roi, ("searched", "ROI"): roi, ("searched", "Accuracy"): accuracy}
     tables = {kind: cells.table().assign(measure=kind[1]) for kind, cells in kinds.items()}
     table = pd.concat(each[each["reading"] == reading] for (reading, _), each in tables.items())
     cells = table["environment"].str.extract(r"(?P<eps>\d+)/255, (?P<rotation>\d+)°").astype(float)
@@ -400,7 +400,7 @@ def heat(record: Record) -> Figure:
         for kind in kinds
         for name in names
     }
-    last = ("searched", "accuracy")
+    last = ("searched", "Accuracy")
     means = ", ".join(f"{name} {100 * shown[last, name]['value'].mean():.0f} %" for name in names)
     return charts.figure(
         [
