@@ -40,7 +40,7 @@ MIRRORS: dict[Augment, tuple[Callable[[Tensor], Tensor], ...]] = {
     "turns": (lambda images: images.flip(3), lambda images: images.flip(2), lambda images: images.transpose(2, 3)),
 }
 # A loss that is less than 0.2 % below the one of answering the class shares has learned nothing. A dead network's is
-# above it; adversarial trainings of a network without batch norm stay 0.5 % below for half of their epochs, then learn.
+# above it; an adversarial training without batch norm may stay within 1 % of it for half of its epochs, then learn.
 AT_A_GUESS = 0.002
 SLOW_START = 100  # steps in which nothing need be learned, unless the training is over
 Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]  # of some models only, such as Assimilated

@@ -144,9 +144,8 @@ def smallest_eps(
     three balls a quarter of the one before, for in a large one PGD may run past what misleads nearby. Then ``steps``
     times at the geometric mean of the largest ε that failed and the smallest change that misled, from that change
     scaled down. What misled at one ε misleads at any larger, so each value is the size of a change that does it, an
-    upper bound.
-    ``least`` is where the search expects its lower end; where less misleads, it goes on below. ``generator`` draws the
-    first starts. Costs 3 · ``iterations`` + 1 forward passes a probe.
+    upper bound. ``least`` is where the search expects its lower end; where less misleads, it goes on below.
+    ``generator`` draws the first starts. Costs 3 · ``iterations`` + 1 forward passes a probe.
     """
     check_images(images, labels)
     most = check_number("most", most, lambda eps: 0 < eps <= 1, "lie in (0, 1], a fraction of the pixel range")
