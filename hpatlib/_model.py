@@ -107,8 +107,8 @@ def check_losses(loss: Tensor) -> None:
 def objective(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """What an attack makes large, as a function of logits ``[B, K]`` and labels ``[B]``, one value an image ``[B]``.
 
-    ``"cross-entropy"``; ``"margin"``, see ``margin``; or a function of one's own. Raises ``ValueError`` for anything
-    else, and for shapes that do not fit as soon as it is called.
+    ``"cross-entropy"``; ``"margin"``, see ``margin_loss``; or a function of one's own. Raises ``ValueError`` for
+    anything else, and for shapes that do not fit as soon as it is called.
     """
     if loss not in ("cross-entropy", "margin") and not callable(loss):
         raise ValueError(f'loss must be "cross-entropy", "margin" or a function of logits and labels, found {loss!r}')
@@ -118,7 +118,7 @@ def objective(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
             raise ValueError(f"the model must answer each of {len(labels)} images, found logits {list(logits.shape)}")
         if loss == "cross-entropy":
             return F.cross_entropy(logits, labels, reduction="none")
-        values = margin(logits, labels) if loss == "margin" else loss(logits, labels)
+        values = margin_loss(logits, labels) if loss == "margin" else loss(logits, labels)
         if not isinstance(values, Tensor) or values.shape != labels.shape:
             found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f'loss must return a value an image, [{len(labels)}], found {found}: reduction="none"?')
@@ -127,7 +127,7 @@ def objective(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     return ascended
 
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
+def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """max_{k ≠ y} z_k − z_y ``[B]``, above 0 where misclassified: tells images apart where cross-entropy saturates."""
     if logits.shape[1] < 2:
         raise ValueError(f"a margin is between two classes or more, found logits {list(logits.shape)}")

@@ -25,7 +25,7 @@ from hpatlib._model import (
     objective,
     ordinary_tensors,
 )
-from hpatlib.attacks import check_total, drawn, noisy, worse
+from hpatlib.attacks import check_total, drawn, noisy, summed, worse
 
 Norm = Literal["linf", "l2"]
 
@@ -64,7 +64,7 @@ def apgd(
         into = ball(images, eps, norm)
         x = images if start is None else into(_noisy(images, eps, norm, generator))
         value, wrong, gradient = look(model, x, labels, ascended, first=True)
-        total = value.sum() + gradient.sum()
+        total = summed(value, gradient)
         worst, worst_value, worst_wrong = x, value, wrong
         best, best_value, best_gradient = x, value, gradient  # by loss alone: where a halved step goes on from
         step = images.new_full((len(images), 1, 1, 1), 2 * eps)
@@ -76,7 +76,7 @@ def apgd(
                 ahead = into(x + MOMENTUM * (ahead - x) + (1 - MOMENTUM) * (x - before))
             before, x, last = x, ahead, value
             value, wrong, gradient = look(model, x, labels, ascended, last=iteration == iterations)
-            total = total + value.sum() + gradient.sum()
+            total = total + summed(value, gradient)
             rises += value > last
             worsened, better = worse(wrong, value, worst_wrong, worst_value), value > best_value
             worst, worst_value = _where(worsened, x, worst), torch.where(worsened, value, worst_value)

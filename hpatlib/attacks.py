@@ -240,7 +240,7 @@ def climb(
             gradient = derivative(values.sum(), x)
             # sign() would turn NaN into a silent 0, and NaN logits can have finite gradients. A sum keeps what is not
             # finite until after the loop, and costs a fifth of asking every pixel.
-            total += values.detach().sum() + gradient.sum()
+            total = total + summed(values, gradient)
             if momentum is None or decay is None:
                 direction = gradient
             else:
@@ -251,6 +251,12 @@ def climb(
             x = x.detach().add_(direction.sign().mul_(step)).clamp_(low, high)
     check_total(total)
     return x
+
+
+def summed(values: Tensor, gradient: Tensor) -> Tensor:
+    """Of all of them, for ``check_total``: in single precision at least, for half precision ends at 65,504."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return values.detach().sum(dtype=wide) + gradient.sum(dtype=wide)
 
 
 def check_total(total: Tensor) -> None:

@@ -6,7 +6,7 @@ must be passed before anything is concluded. Verdicts, in this order:
 - *not yet tested*: no record of real images has what it needs;
 - *cannot tell*: a gate was not passed, and it is named;
 - *supported*, *contradicted*: the interval lies beyond the threshold after Holm's correction within the document;
-- *no difference*: the 90 % interval lies within δ of the threshold (two one-sided tests, Holm's correction again);
+- *near its threshold*: the 90 % interval lies within δ of the threshold (two one-sided tests, Holm's correction again);
 - *inconclusive*: the rest, with what would decide it.
 """
 
@@ -33,7 +33,7 @@ from hpatlib.outcomes import Outcomes, Unmeasured
 from hpatlib.records import Model, Record
 from hpatlib.statistics import Estimate, Quantity
 
-VERDICTS = ("supported", "contradicted", "no difference", "cannot tell", "inconclusive", "not yet tested")
+VERDICTS = ("supported", "contradicted", "near its threshold", "cannot tell", "inconclusive", "not yet tested")
 LEVEL = 0.05
 TOLERANCE = 0.05  # of an effect, between a rerun and the committed record
 
@@ -171,8 +171,11 @@ def of(document: str) -> tuple[Claim, ...]:
 
 
 def all_claims() -> list[tuple[str, Claim]]:
-    """Each document's claims, with its name."""
-    return [(document, claim) for document in documents.names() for claim in of(document)]
+    """Each document's claims, with its name. Raises ``ValueError`` for an id that two documents have."""
+    found = [(document, claim) for document in documents.names() for claim in of(document)]
+    if twice := sorted(name for name, count in Counter(claim.id for _, claim in found).items() if count > 1):
+        raise ValueError(f"more than one document has a claim {', '.join(map(repr, twice))}: give it another id in one")
+    return found
 
 
 def check(chapter: str) -> dict[str, str]:
@@ -393,7 +396,7 @@ def _verdict(claim: Claim, found: Quantity, away: float, near: float) -> str:
     if away < LEVEL:
         holds = found.above(claim.threshold) < found.below(claim.threshold)
         return "supported" if holds == (claim.direction == ">") else "contradicted"
-    return "no difference" if near < LEVEL else "inconclusive"
+    return "near its threshold" if near < LEVEL else "inconclusive"
 
 
 def _undecided(claim: Claim, found: Quantity, family: int) -> str:

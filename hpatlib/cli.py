@@ -143,7 +143,7 @@ def run(
         if drifted(known[name]):
             typer.echo(f"{name}.md is not what its notebook was written from: hpat sync {name} renews it", err=True)
         # The notebook, and what the chapter's steps keep while it measures.
-        measured, waiting = home() / "measured" / name / label, partial(_waiting, name)
+        measured, waiting = _measured(name, profile.value, seed), partial(_waiting, name)
         with alone(measured, waiting), alone(target, waiting):
             message = execute_plainly(known[name], given) if plain else execute(known[name], target, given)
         if message is not None:
@@ -153,6 +153,12 @@ def run(
             _compare(name, profile.value, data.value if data else "*", seed)
     if failed:
         raise typer.Exit(1)
+
+
+def _measured(name: str, profile: str, seed: int) -> Path:
+    """What two runs of a chapter must not share. ``data`` has no say: left out it is one of the two kinds, and the
+    folder in which steps are kept is named by which."""
+    return home() / "measured" / name / f"{profile}-seed{seed}"
 
 
 def _waiting(name: str, who: str) -> None:
@@ -308,7 +314,7 @@ def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER…]
         typer.echo(name)
         target = source.with_suffix(".ipynb")
         done = root / "runs" / "sync" / f"{name}.ipynb"
-        with alone(done):
+        with alone(_measured(name, "smoke", 0)), alone(done):
             message = execute(source, done, {})
         if message is not None:
             raise _stop(message)

@@ -22,7 +22,7 @@ from typing import Any
 from hpatlib import claims, documents, records
 from hpatlib.records import Record
 
-DECIDED = ("supported", "contradicted", "no difference")
+DECIDED = ("supported", "contradicted", "near its threshold")
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 UNKNOWN = 3 * 3600.0  # seconds of a chapter that nobody has timed
 

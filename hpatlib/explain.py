@@ -182,7 +182,7 @@ def landscape(
             ]
         )
     else:
-        first = _sign(_uniform(images, generator))
+        first = _sign(attacks.drawn(torch.rand, images, generator))
     second = _orthogonal(first, generator)
     u = torch.linspace(-eps, eps, points, device=images.device, dtype=images.dtype)
     losses = []
@@ -243,7 +243,7 @@ def curvature(
         value = x.new_zeros(len(x))
         if not gradient.requires_grad:  # no second derivative anywhere
             return value
-        v = _unit(_uniform(x.detach(), generator) - 0.5)
+        v = _unit(attacks.drawn(torch.rand, x.detach(), generator) - 0.5)
         for _ in range(iterations):
             (product,) = torch.autograd.grad(gradient, x, v, retain_graph=True, materialize_grads=True)
             value = (v * product).flatten(1).sum(dim=1)
@@ -258,12 +258,6 @@ def _unit(v: Tensor) -> Tensor:
     return v / size.view(-1, 1, 1, 1)
 
 
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Numbers in [0, 1) shaped as ``like``, drawn where the generator lives: one seed, one draw on every device."""
-    device = generator.device if generator is not None else like.device
-    return torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
-
-
 def _sign(uniform: Tensor) -> Tensor:
     """−1 or 1, never 0, from numbers in [0, 1)."""
     return torch.where(uniform < 0.5, -1.0, 1.0).to(uniform)
@@ -275,7 +269,7 @@ def _orthogonal(first: Tensor, generator: torch.Generator | None) -> Tensor:
     Where an odd number of signs cannot be halved, one pixel stays 0.
     """
     signs = first.flatten(1)
-    chance = _uniform(signs, generator)
+    chance = attacks.drawn(torch.rand, signs, generator)
     given = signs != 0
     # Signed pixels come first and in random order: the first half agrees, the second half does not.
     order = torch.where(given, chance, chance + 1).argsort(dim=1)

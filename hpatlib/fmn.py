@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hpatlib._model import check_images, check_whole, held_still, objective, ordinary_tensors
 from hpatlib.apgd import Norm, ball, check_eps, distance, look
-from hpatlib.attacks import check_total
+from hpatlib.attacks import check_total, summed
 
 STEP = (1.0, 0.01)  # α: the first and the last step, lengths in L2
 PACE = (0.05, 0.001)  # γ: the share by which a ball grows and shrinks, first and last
@@ -30,6 +30,7 @@ def fmn(model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "linf"
     check_images(images, labels)
     check_eps(0, norm)
     iterations, ascended = check_whole("iterations", iterations), objective("margin")
+    tiny = max(1e-12, torch.finfo(images.dtype).tiny)
     dual: Norm | float = 1 if norm == "linf" else 2  # what a change measured in L∞ does is measured in L1
     with held_still(model):
         images, labels = images.detach().clone(), labels.clone()  # copies are no inference tensors
@@ -42,16 +43,16 @@ def fmn(model: nn.Module, images: Tensor, labels: Tensor, *, norm: Norm = "linf"
             lead, wrong, gradient = look(
                 model, x, labels, ascended, first=iteration == 0, last=iteration == iterations - 1
             )
-            total = total + lead.sum() + gradient.sum()
+            total = total + summed(lead, gradient)
             length = distance(x - images, norm)
             closer = wrong & (length < smallest)
             nearest = torch.where(closer.view(-1, 1, 1, 1), x, nearest)
             smallest = torch.where(closer, length, smallest)
-            away = length + lead.abs() / torch.linalg.vector_norm(gradient.flatten(1), dual, dim=1).clamp_min(1e-12)
+            away = length + lead.abs() / torch.linalg.vector_norm(gradient.flatten(1), dual, dim=1).clamp_min(tiny)
             # Beyond the boundary, for on it two logits tie.
             reach = (1 + pace) * torch.where(smallest.isfinite(), eps, away)
             eps = torch.where(wrong, torch.minimum((1 - pace) * eps, smallest), reach)
-            ahead = x + step * gradient / distance(gradient, "l2").clamp_min(1e-12).view(-1, 1, 1, 1)
+            ahead = x + step * gradient / distance(gradient, "l2").clamp_min(tiny).view(-1, 1, 1, 1)
             x = ball(images, eps.view(-1, 1, 1, 1), norm)(ahead)
         check_total(total)
     return nearest

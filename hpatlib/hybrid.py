@@ -94,7 +94,7 @@ class Adversary:
         if self.evaluations:
             spatial = partial(stbo, box=Box(self.translation, self.rotation), evaluations=self.evaluations)
         if self.literal:
-            images = images + attacks.GAUSSIAN_START * torch.randn_like(images)
+            images = images + attacks.GAUSSIAN_START * attacks.drawn(torch.randn, images, None)
             for _ in range(self.iterations):
                 # No ball around the original: after a turn, its pixels are no longer in their places.
                 step = partial(attacks.fgsm, eps=self.step)

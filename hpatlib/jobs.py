@@ -173,7 +173,8 @@ def work(run: Run, images: int) -> float:
     both, train = 1 + BACKWARD, images * (1 - run.test)
     passes = both * (2 if adversary is not None or run.static == "mixed" else 1)  # an image, in forward passes
     if adversary is not None:
-        passes += both * adversary.iterations * (adversary.eps > 0) + adversary.evaluations
+        passes += both * adversary.iterations * (adversary.eps > 0)
+        passes += adversary.evaluations * (adversary.iterations if adversary.literal else 1)
     epochs = recipe.epochs * (1 if recipe.patience is None else 7 / 8)
     made_once = both if run.static_eps is not None else 0
     channels = 3 if run.front is not None else len(data.SOURCES[run.dataset].mode)

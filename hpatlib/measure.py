@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from hpatlib import claims, outcomes, records
 from hpatlib._files import home, sealed, source, unsealed, write
-from hpatlib._model import device_of, held_still, margin
+from hpatlib._model import device_of, held_still, margin_loss
 from hpatlib.data import ImageSet
 from hpatlib.documents.profiles import Chosen
 from hpatlib.frozen import frozen
@@ -192,7 +192,9 @@ def _worst(
 
 def hardest(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Of several answers ``[B, classes]`` to each image, the one that speaks least for its label: ``[B, classes]``."""
-    least = torch.stack([margin(each, labels) for each in answers]).argmax(dim=0)  # a margin is how far it is wrong
+    least = torch.stack([margin_loss(each, labels) for each in answers]).argmax(
+        dim=0
+    )  # a margin is how far it is wrong
     return torch.stack(list(answers))[least, torch.arange(len(labels), device=labels.device)]
 
 

@@ -188,11 +188,13 @@ def train_or_load(
     train, test = data.split(images, by=run.split_by, test=run.test, seed=run.seed)
     folder = home() / "models" / key(run, train.fingerprint, own=network is not None)
     # Without the lock first, as the folder may be one to read from alone; then another may have trained it meanwhile.
-    if team.told((stored := _stored(folder, run, train, network)) is None):
-        with alone(folder) if team.first else nullcontext():
-            if team.told((stored := _stored(folder, run, train, network)) is None):
-                stored = _train(folder, run, images, train, test, network, device, team)
-    stored = stored or _stored(folder, run, train, network)  # what the first process was a moment late enough to find
+    # A caller's draws do not hang on whether a model was stored.
+    with torch.random.fork_rng(devices=training.cuda(device)):
+        if team.told((stored := _stored(folder, run, train, network)) is None):
+            with alone(folder) if team.first else nullcontext():
+                if team.told((stored := _stored(folder, run, train, network)) is None):
+                    stored = _train(folder, run, images, train, test, network, device, team)
+        stored = stored or _stored(folder, run, train, network)  # what the first process was a moment late to find
     assert stored is not None
     model, provenance = stored
     return Trained(model.to(device).eval(), train, test, provenance)
@@ -435,7 +437,7 @@ def environment(device: str) -> dict[str, Any]:
     """Where a result was computed: device, versions, and the git commit of the library's code (see ``commit``)."""
     threads = torch.get_num_threads()
     on_cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else on_cpu
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else on_cpu
     return {
         "device": name,
         "python": platform.python_version(),

@@ -3,6 +3,10 @@
 A transform is ``s = (ξ, ζ, α)``: ξ pixels to the right, ζ pixels down, α degrees counter-clockwise as displayed. The
 image is rotated about its centre, then translated (Engstrom et al. 2019), sampled bilinearly through the inverse map,
 zeros outside. Equation 4 as printed turns about a corner and pushes pixels forward: see the interpretations page, L17.
+
+Searches take images ``[B, C, H, W]``, floats in ``[0, 1]``, and labels ``[B]``, longs; they return a ``SearchResult``
+and leave the model as found. They raise ``ValueError`` for other images and labels, labels that the model has no class
+for, logits or losses that are not finite, and budgets below 1.
 """
 
 import math
@@ -31,7 +35,10 @@ from hpatlib._sharing import drawn
 
 @dataclass(frozen=True)
 class Box:
-    """What a search may do: ξ, ζ in ±``translation`` pixels, α in ±``rotation`` degrees."""
+    """What a search may do: ξ, ζ in ±``translation`` pixels, α in ±``rotation`` degrees.
+
+    Raises ``ValueError`` for a translation that is negative or not finite, and a rotation outside [0, 180].
+    """
 
     translation: float
     rotation: float
@@ -166,7 +173,7 @@ def random_search(
     if sobol:
         unit = sobol_points(evaluations, len(images), generator)  # [Q, B, 3]
     else:
-        unit = uniform((evaluations, len(images), 3), generator)
+        unit = drawn(uniform, (evaluations, len(images), 3), dim=1, generator=generator)  # [Q, B, 3]
     with held_still(model):
         search = Search(model, images, labels, box, loss)
         search.ask(unit)
@@ -196,7 +203,8 @@ def local_search(
     with held_still(model):
         search = Search(model, images, labels, box, loss)
         search.ask(sobol_points(first, len(images), generator))
-        draws = uniform((evaluations - first, len(images), 3), generator).clamp(1e-6, 1 - 1e-6).to(images.device)
+        draws = drawn(uniform, (evaluations - first, len(images), 3), dim=1, generator=generator)
+        draws = draws.clamp(1e-6, 1 - 1e-6).to(images.device)
         deviations = 0.2 * 0.05 ** torch.linspace(0, 1, len(draws))
         for draw, deviation in zip(draws, deviations.tolist(), strict=True):
             search.ask(box.inside(search.unit + deviation * torch.special.ndtri(draw)).unsqueeze(0))

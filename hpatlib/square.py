@@ -20,7 +20,7 @@ from hpatlib._model import (
     check_number,
     check_whole,
     held_still,
-    margin,
+    margin_loss,
     objective,
     ordinary_tensors,
 )
@@ -79,7 +79,7 @@ def search(
         logits = model(images)
         check_logits(logits, labels)
         clean, wrong = _loss(logits, labels, ascended)
-        stripes = _signs((count, channels, 1, width), images, generator)
+        stripes = 2 * _whole((count, channels, 1, width), 2, images, generator) - 1
         x = torch.where(wrong.view(-1, 1, 1, 1), images, torch.where(stripes > 0, high, low))
         highest, wrong = _loss(model(x), labels, ascended)
         spent = torch.full_like(labels, 2)
@@ -88,9 +88,9 @@ def search(
         for iteration in range(queries - 2):
             side = _side(p, iteration / (queries - 2), height, width)
             # Drawn for all images, so that what one gets does not depend on how long the others last.
-            top = _whole(count, height - side + 1, images, generator)
-            left = _whole(count, width - side + 1, images, generator)
-            signs = _signs((count, channels, 1, 1), images, generator)
+            top = _whole((count,), height - side + 1, images, generator)
+            left = _whole((count,), width - side + 1, images, generator)
+            signs = 2 * _whole((count, channels, 1, 1), 2, images, generator) - 1
             active = (~wrong).nonzero().squeeze(1)  # [A]
             if len(active) == 0:
                 break
@@ -113,7 +113,7 @@ def _loss(logits: Tensor, labels: Tensor, ascended: Callable[[Tensor, Tensor], T
         raise ValueError("the model's logits are not finite: check its weights and its forward pass for NaN")
     value = ascended(logits, labels)
     check_losses(value)
-    return value, margin(logits, labels) > 0
+    return value, margin_loss(logits, labels) > 0
 
 
 def _side(p: float, progress: float, height: int, width: int) -> int:
@@ -123,11 +123,6 @@ def _side(p: float, progress: float, height: int, width: int) -> int:
     return min(max(side, 1), height, width)
 
 
-def _whole(count: int, below: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _whole(shape: tuple[int, ...], below: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = generator.device if generator is not None else like.device
-    return torch.randint(below, (count,), generator=generator, device=device).to(like.device)
-
-
-def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = generator.device if generator is not None else like.device
-    return torch.randint(2, shape, generator=generator, device=device).to(like.device) * 2 - 1
+    return torch.randint(below, shape, generator=generator, device=device).to(like.device)

@@ -469,7 +469,8 @@ def greatest(*estimates: Estimate) -> Greatest:
 
 
 def spread(estimate: Estimate) -> Estimate:
-    """The standard deviation over trainings, with jackknife pseudo-values S·σ − (S − 1)·σ₍₋ₛ₎ in each training.
+    """The jackknife's estimate of the standard deviation σ over trainings: the mean of the pseudo-values
+    S·σ − (S − 1)·σ₍₋ₛ₎, one a training, which takes out the bias that σ has in few trainings.
 
     Raises ``ValueError`` for fewer than three trainings.
     """

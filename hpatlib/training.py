@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from hpatlib._files import write
-from hpatlib._model import device_of, held_still
+from hpatlib._model import check_number, check_whole, device_of, held_still
 from hpatlib._sharing import Team
 from hpatlib.data import ImageSet
 from hpatlib.mixbn import branch, mixed
@@ -67,14 +66,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        counts = (self.epochs, self.batch_size, self.decay_every, 1 if self.patience is None else self.patience)
-        if not all(isinstance(count, Integral) and count >= 1 for count in counts):
-            raise ValueError(
-                "epochs, batch_size, decay_every and patience must be whole numbers and positive (patience=None: never "
-                f"stop early), found {self}"
-            )
-        if not self.lr > 0 or not self.decay > 0 or (self.front_lr is not None and not self.front_lr > 0):
-            raise ValueError(f"lr, front_lr and decay must be positive, found {self}")
+        for name in ("epochs", "batch_size", "decay_every", "patience"):
+            if name != "patience" or self.patience is not None:
+                check_whole(name, getattr(self, name))
+        for name in ("lr", "decay", "front_lr"):
+            if name != "front_lr" or self.front_lr is not None:
+                check_number(name, getattr(self, name), lambda rate: 0 < rate < math.inf, "be positive and finite")
         if self.augment not in (None, *get_args(Augment)):
             known = ", ".join(get_args(Augment))
             raise ValueError(f"unknown augment {self.augment!r}: choose one of {known}, or None")
@@ -112,7 +109,7 @@ class Examples:
 def attacked(model: nn.Module, data: ImageSet, attack: Attack, *, batch_size: int = 64) -> Examples:
     """``attack(model, images, labels)`` on every image of ``data``, made once and kept, in the order of ``data``."""
     device = device_of(model)
-    batches = tqdm(list(data.batches(batch_size)), "attack", unit="batch", leave=False)
+    batches = tqdm(data.batches(batch_size), "attack", -(-len(data) // batch_size), unit="batch", leave=False)
     made = [attack(model, images.to(device), labels.to(device)).cpu() for images, labels in batches]
     return Examples(torch.cat(made), torch.from_numpy(data.labels))
 
@@ -154,7 +151,7 @@ def fit(
     ``fabric``: a Lightning ``Fabric``, launched, whose processes train one model together, on its devices (``device``
     is then not used) and with its precision; each of them calls this. ``recipe.batch_size`` is that of all together,
     and so are batch-norm statistics and the draws of this library's attacks: in the same precision, the weights are one
-    process's but for rounding. Dropout alone draws for each process's images apart.
+    process's but for rounding. Dropout and the Square attack alone draw for each process's images apart.
 
     Where a last batch would be one image, of which batch norm has no variance in a map of one pixel, an epoch goes
     without that image, each time another.
@@ -182,7 +179,7 @@ def fit(
     step, stepper, backward = team.prepared(_Step(model, attack, objective), optimizer)
     total, initial = recipe.epochs * len(data), len(rows) * len(data)
     bar = tqdm(total=total, initial=initial, desc="train", unit="image", leave=False, disable=not team.first)
-    with bar, torch.random.fork_rng(devices=_cuda(device)):
+    with bar, torch.random.fork_rng(devices=cuda(device)):
         for epoch in range(len(rows), recipe.epochs):
             if recipe.patience is not None and _since_best(rows) >= recipe.patience:
                 break
@@ -274,7 +271,7 @@ def _refused_alone(
     """Whether a step on one image alone is refused by a batch norm."""
     image, label = next(data.batches(1, device=device))
     try:
-        with torch.random.fork_rng(devices=_cuda(device)):
+        with torch.random.fork_rng(devices=cuda(device)):
             _losses(copy.deepcopy(model).train(), image, label, attack, objective)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -364,7 +361,8 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return 1_000_003 * seed + epoch
 
 
-def _cuda(device: str | torch.device) -> list[torch.device]:
+def cuda(device: str | torch.device) -> list[torch.device]:
+    """The devices whose random numbers ``torch.random.fork_rng`` keeps beside the CPU's, where ``device`` is used."""
     return [torch.device(device)] if torch.device(device).type == "cuda" else []
 
 
@@ -413,7 +411,8 @@ def serialise(tensors: dict[str, Tensor], told: dict[str, str] | None = None) ->
     """The bytes of a safetensors file holding ``tensors``, wherever they live, what is ``told`` of them, and a checksum
     of both.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies: safetensors refuses tensors that share memory, as those of a module in two places do.
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     told = told or {}
     return safetensors.torch.save(plain, told | {"checksum": _checksum(plain, told)})
 

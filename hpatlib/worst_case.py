@@ -22,7 +22,7 @@ from hpatlib._model import (
     check_number,
     check_whole,
     held_still,
-    margin,
+    margin_loss,
     objective,
     ordinary_tensors,
 )
@@ -104,7 +104,7 @@ def worst_case(
     with torch.no_grad(), held_still(model):
         logits = torch.cat([model(x) for x in images.split(batch_size)])
         check_logits(logits, labels)
-        worst, highest, wrong = images.clone(), margin(logits, labels), logits.argmax(dim=1) != labels
+        worst, highest, wrong = images.clone(), margin_loss(logits, labels), logits.argmax(dim=1) != labels
         felled, spent = wrong.long(), torch.ones_like(labels)  # felled [B]: which of the names
         for name, attack in suite():
             names.append(name)
@@ -113,7 +113,7 @@ def worst_case(
                 x, y = images[index], labels[index]
                 tried, units = attack(x, y)
                 logits = model(tried)
-                value, within = margin(logits, y), distance(tried - x, norm) <= eps + TOLERANCE
+                value, within = margin_loss(logits, y), distance(tried - x, norm) <= eps + TOLERANCE
                 misled = within & (logits.argmax(dim=1) != y)
                 higher = within & attacks.worse(misled, value, wrong[index], highest[index])
                 worst[index] = torch.where(higher.view(-1, 1, 1, 1), tried, worst[index])
@@ -154,7 +154,7 @@ def smallest_eps(
     batch_size = check_whole("batch_size", batch_size)
 
     def probe(
-        x: Tensor, y: Tensor, tried: Tensor, eps: Tensor, ascended: Ascended = margin
+        x: Tensor, y: Tensor, tried: Tensor, eps: Tensor, ascended: Ascended = margin_loss
     ) -> tuple[Tensor, Tensor, Tensor]:
         """PGD within ``eps [B]`` of ``x`` from ``tried``: its end, whether it misleads, and how large its change is."""
         eps = eps.view(-1, 1, 1, 1)

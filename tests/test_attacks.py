@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hpatlib.apgd import apgd
 from hpatlib.attacks import bim, fgsm, gradient, mifgsm, pgd, random_restarts
+from hpatlib.fmn import fmn
 
 EPS, STEP, ITERATIONS = 8 / 255, 2 / 255, 7
 ATTACKS = {
@@ -104,6 +105,23 @@ class Constant(nn.Module):
 def test_zero_gradients_give_no_nan(attack, images, labels):
     found = attack(Constant(), images, labels)
     assert found.isfinite().all() and (found - images).abs().max() <= EPS + 1e-6
+
+
+@pytest.mark.parametrize("attack", [ATTACKS["pgd"], ATTACKS["apgd"], fmn], ids=["pgd", "apgd", "fmn"])
+def test_sums_over_many_images_fit_into_half_precision(attack):
+    """Losses of 30 on 600 images, which are finite, add up to more than half precision holds."""
+
+    class Sure(nn.Module):
+        def forward(self, images):
+            lead = 30 + images.flatten(1).mean(dim=1)
+            return torch.stack([torch.zeros_like(lead), lead], dim=1)
+
+    images, labels = (
+        torch.rand(600, 1, 4, 4, generator=torch.Generator().manual_seed(0)).half(),
+        torch.zeros(600).long(),
+    )
+    found = attack(Sure(), images, labels)
+    assert found.dtype == torch.float16 and found.isfinite().all()
 
 
 def state(model: nn.Module) -> list:

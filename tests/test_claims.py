@@ -124,6 +124,14 @@ def test_ids_occur_once_in_a_document_and_gates_need_a_table(world):
         claims.of("hapt")
 
 
+def test_an_id_of_two_documents_is_refused(world):
+    world.rule({"id": "same"})
+    shutil.copytree(world.documents / "made", world.documents / "other")
+    forget()
+    with pytest.raises(ValueError, match="more than one document has a claim 'same': give it another id in one"):
+        claims.all_claims()
+
+
 def _filled(claim: dict) -> dict:
     from made_up import CLAIM
 
@@ -158,14 +166,14 @@ def test_an_effect_within_the_margin_is_no_difference(world):
     before = rng.random((6, 600)) < 0.8
     after = np.where(rng.random((6, 600)) < 0.05, rng.random((6, 600)) < 0.8, before)
     record(world.evidence, CHAPTER, PLACES, {("before",): before, ("after",): after}, images=600)
-    expected = {None: "inconclusive", 0.1: "no difference", 0.001: "inconclusive"}
+    expected = {None: "inconclusive", 0.1: "near its threshold", 0.001: "inconclusive"}
     for margin, verdict_ in expected.items():
         world.rule({"margin": margin} if margin else {})
         (judged,) = world.judge()
         assert judged.verdict == verdict_
         low, high = judged.quantity.interval(0.9)
         if margin:
-            assert (-margin < low and high < margin) == (verdict_ == "no difference")
+            assert (-margin < low and high < margin) == (verdict_ == "near its threshold")
         assert bool(judged.why) == (verdict_ == "inconclusive") and judged.why.endswith(
             ("would decide it", "threshold", "")
         )
@@ -278,7 +286,7 @@ def expected_verdict(rule: dict, away: float, near: float) -> str:
         return "supported" if near < 0.05 else "contradicted" if away < 0.05 else "inconclusive"
     if away < 0.05:
         return "supported" if (values.mean() > 0) == (rule["direction"] == ">") else "contradicted"
-    return "no difference" if near < 0.05 else "inconclusive"
+    return "near its threshold" if near < 0.05 else "inconclusive"
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -196,6 +196,33 @@ def test_a_run_is_trained_once_and_loaded_ever_after(run, monkeypatch):
     assert runs.from_dict(about["run"]) == run and len(about["epochs"]) == 1 and "commit" in about
 
 
+def test_what_a_caller_draws_does_not_hang_on_whether_a_model_was_stored(run):
+    draws = []
+    for _ in range(2):  # trained, then loaded
+        torch.manual_seed(3)
+        train_or_load(run, device="cpu")
+        draws.append(torch.rand(3).tolist())
+    torch.manual_seed(3)
+    assert draws == [torch.rand(3).tolist()] * 2
+
+
+def test_a_network_with_a_module_in_two_places_is_trained_and_loaded(run):
+    class Tied(nn.Module):
+        def __init__(self, classes: int, channels: int) -> None:
+            super().__init__()
+            norm = nn.BatchNorm2d(8)
+            turns = nn.Conv2d(channels, 8, 3, 2), norm, nn.ReLU(), nn.Conv2d(8, 8, 3, 2), norm, nn.ReLU()
+            self.body = nn.Sequential(*turns, nn.Flatten(), nn.LazyLinear(classes))
+            self.body(torch.zeros(2, channels, run.size, run.size))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.body(images)
+
+    own = replace(run, model="tied")
+    first, second = (train_or_load(own, network=Tied, device="cpu") for _ in range(2))
+    assert same(first.model, second.model) and second.model.body[1] is second.model.body[4]
+
+
 def test_a_half_written_model_is_trained_again(run, tmp_path):
     found = train_or_load(run, device="cpu").provenance["key"]
     (tmp_path / "models" / found / "run.json").unlink()

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from hpatlib import runs
+from hpatlib import _sharing, runs
 from hpatlib.data import ImageSet
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import convert_mixbn
+from hpatlib.spatial import Box, local_search, random_search
 from hpatlib.training import Recipe, fit
 
 fabric = pytest.importorskip("lightning_fabric")
@@ -58,6 +59,24 @@ def trained(mixbn: bool, together: "fabric.Fabric | None" = None) -> tuple[list[
 
 def both(together: "fabric.Fabric") -> list:
     return [trained(mixbn, together) for mixbn in (False, True)]
+
+
+@pytest.mark.parametrize("search", [random_search, partial(random_search, sobol=True), local_search])
+def test_searches_draw_for_a_share_what_one_process_draws_for_all(search):
+    data = toy(9, 0)
+    images, labels = data.tensors()
+    model, box = Exact(mixbn=False).eval(), Box(2.0, 90.0)
+
+    def asked(share: slice) -> torch.Tensor:
+        draws = torch.Generator().manual_seed(5)
+        return search(model, images[share], labels[share], box, evaluations=6, generator=draws).s
+
+    whole = asked(slice(0, 9))
+    token = _sharing._share.set((slice(4, 9), 9))
+    try:
+        assert torch.equal(asked(slice(4, 9)), whole[4:])
+    finally:
+        _sharing._share.reset(token)
 
 
 def run_by_two(function):

@@ -1,5 +1,6 @@
 """The training loop: what it learns, resumes and refuses; files that are whole or absent."""
 
+import math
 import os
 from contextlib import nullcontext
 
@@ -216,14 +217,13 @@ def test_signs_of_life(losses, accuracies, dead):
 
 
 def test_bad_recipes_and_empty_sets_are_refused():
-    with pytest.raises(ValueError, match="positive"):
-        Recipe(epochs=0)
-    with pytest.raises(ValueError, match="whole numbers and positive"):
-        Recipe(patience=0)
-    with pytest.raises(ValueError, match="whole numbers"):
-        Recipe(batch_size=2.5)
-    with pytest.raises(ValueError, match="lr and decay must be positive"):
-        Recipe(lr=float("nan"))
+    whole = "must be a whole number of at least 1, found"
+    for name, wrong in (("epochs", 0), ("epochs", True), ("patience", 0), ("batch_size", 2.5), ("decay_every", "1")):
+        with pytest.raises(ValueError, match=f"{name} {whole} {wrong!r}"):
+            Recipe(**{name: wrong})
+    for name, wrong in (("lr", math.nan), ("lr", math.inf), ("lr", "0.1"), ("decay", 0), ("front_lr", -1e-3)):
+        with pytest.raises(ValueError, match=f"{name} must be positive and finite, found {wrong!r}"):
+            Recipe(**{name: wrong})
     with pytest.raises(ValueError, match="unknown augment 'zoom': choose one of flips, turns, or None"):
         Recipe(augment="zoom")
     with pytest.raises(ValueError, match="empty"):

@@ -62,10 +62,10 @@ def sentence(judged: Sequence[Judgement]) -> str:
     tested = len(judged) - n["not yet tested"]
     if not tested:
         return f"None of {len(judged)} claims has been tested on real images yet."
-    told = {"supported": "supported", "contradicted": "contradicted", "no difference": "without a difference"}
-    parts = [
-        f"{n[verdict] or 'none'} {words}" for verdict, words in told.items() if n[verdict] or verdict != "no difference"
-    ]
+    parts = [f"{n[verdict] or 'none'} {verdict}" for verdict in ("supported", "contradicted")]
+    printed = sum(j.verdict == "contradicted" and j.record is None for j in judged)
+    parts[1] += f" ({'all' if printed == n['contradicted'] else printed} by printed numbers alone)" if printed else ""
+    parts += [f"{n['near its threshold']} near its threshold"] if n["near its threshold"] else []
     undecided = n["cannot tell"] + n["inconclusive"]
     parts += [f"{undecided} undecided"] if undecided else []
     waiting = f"; {n['not yet tested']} more wait for a run on real images" if n["not yet tested"] else ""
@@ -309,7 +309,7 @@ def summary(judged: Sequence[Judgement]) -> dict[str, str]:
     kinds = {
         "holds": ("supported",),
         "fails": ("contradicted",),
-        "near": ("no difference",),
+        "near": ("near its threshold",),
         "undecided": ("cannot tell", "inconclusive"),
         "untested": ("not yet tested",),
     }
@@ -319,6 +319,7 @@ def summary(judged: Sequence[Judgement]) -> dict[str, str]:
 def _listed(judged: Iterable[Judgement]) -> str:
     items = [
         f"<li>{answers.badge(j.verdict)} {html.escape(j.claim.sentence)} "
+        + f'<span class="hpat-place">{html.escape(j.claim.place)}.</span> '
         + (f"{html.escape(answers.said(j))} " if j.quantity is not None else "")
         + f'<a href="claims.html#{j.claim.id}">Details</a></li>'
         for j in judged
@@ -397,15 +398,22 @@ def doses(found: Sequence[Record]) -> str:
 
 
 def spent(found: Sequence[Record]) -> str:
-    """The hours of one core that each record took, and their sum."""
-    rows = []
+    """The hours of one core that the run of each record took and that its models' trainings took, and their sums:
+    a training that several records share counts once."""
+    rows: list[list[str]] = []
+    every: dict[str, float] = {}
     for r in sorted(found, key=lambda r: r.file):
         link = f"[{r.file}]({REPOSITORY}/blob/main/evidence/{r.file}.json)"
         commit, device = r.header.environment.get("commit", "–"), r.device
-        rows.append([link, r.header.date[:10], commit, device, f"{r.header.seconds / 3600:.2f}"])
+        trained = {model.key: model.seconds for model in r.header.models}
+        every |= trained
+        hours = [f"{seconds / 3600:.2f}" for seconds in (r.header.seconds, sum(trained.values()))]
+        rows.append([link, r.header.date[:10], commit, device, *hours])
     if rows:
-        rows.append(["all", "", "", "", f"{sum(r.header.seconds for r in found) / 3600:.2f}"])
-    return table(["record", "date", "commit", "device", "hours"], rows, "No run on real images is on record yet.")
+        run = sum(r.header.seconds for r in found)
+        rows.append(["all", "", "", "", f"{run / 3600:.2f}", f"{sum(every.values()) / 3600:.2f}"])
+    titles = ["record", "date", "commit", "device", "hours of the run", "hours of its trainings"]
+    return table(titles, rows, "No run on real images is on record yet.")
 
 
 def undecided(judged: Sequence[Judgement]) -> str:

@@ -5,7 +5,7 @@ import os
 import shutil
 import stat
 import zipfile
-from http.client import HTTPException
+from http.client import HTTPException  # no OSError, as storing() would take for the disk's
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -58,7 +58,13 @@ def _receive(url: str, part: Path, *, resume: bool, timeout: float) -> None:
 
     have = part.stat().st_size if resume and part.is_file() else 0
     request = Request(url, headers={"User-Agent": "hpatlib"} | ({"Range": f"bytes={have}-"} if have else {}))
-    with build_opener(_AtHome).open(request, timeout=timeout) as answer:
+    try:
+        opened = build_opener(_AtHome).open(request, timeout=timeout)
+    except HTTPError as error:
+        if have and error.code == 416:  # nothing is left to send: the checksum decides
+            return
+        raise
+    with opened as answer:
         if answer.headers.get_content_type() == "text/html":
             raise ValueError("it answers with a page, not with a file")
         begin = have if answer.status == 206 else 0  # a server may well send all of it again
@@ -81,14 +87,14 @@ def _receive(url: str, part: Path, *, resume: bool, timeout: float) -> None:
             file.flush()
             os.fsync(file.fileno())
             if due is not None and file.tell() < due:
-                raise URLError(f"it ended after {file.tell()} of {due} bytes")
+                raise HTTPException(f"it ended after {file.tell()} of {due} bytes")
 
 
 def _block(answer) -> bytes:  # type: ignore[no-untyped-def]
     try:
         return answer.read(1 << 18)
     except OSError as error:  # of the network, not of the disk
-        raise URLError(error) from error
+        raise HTTPException(str(error) or type(error).__name__) from error
 
 
 def _check(part: Path, checksum: str) -> None:

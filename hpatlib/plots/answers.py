@@ -19,7 +19,7 @@ from hpatlib.records import Record
 BADGES = {
     "supported": ("✓", "supported", "holds"),
     "contradicted": ("✗", "contradicted", "fails"),
-    "no difference": ("=", "no difference", "equal"),
+    "near its threshold": ("=", "near its threshold", "equal"),
     "cannot tell": ("⊘", "cannot tell", "open"),
     "inconclusive": ("?", "inconclusive", "open"),
     "not yet tested": ("○", "not yet tested", "untested"),
@@ -92,9 +92,10 @@ def said(j: Judgement) -> str:
     if j.quantity is None:
         return "" if j.record is None else f"{j.why[:1].upper()}{j.why[1:]}."
     found = f"{j.claim.measure[:1].upper()}{j.claim.measure[1:]}: {j.number}; the claim needs {j.claim.needs}."
-    if j.verdict == "no difference":
+    if j.verdict == "near its threshold":
         near = f"{j.claim.show(j.claim.margin or 0)} {j.claim.unit}".strip()
-        found += f" That is within {near} of the threshold, which does not say that there is no effect."
+        found += f" That is within {near} of the threshold"
+        found += "." if j.claim.threshold == 0 else ", which does not say that there is no effect."
     if j.why:
         found += f" {'Gate: ' if j.verdict == 'cannot tell' else ''}{j.why[:1].upper()}{j.why[1:]}."
     if j.verdict != j.uncorrected:

@@ -7,6 +7,7 @@ sample of ImageNet (animal or not), phantoms with six photographs.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ class Asked:
     def model(self) -> nn.Module:
         return self.trained.model
 
-    @property
+    @cached_property
     def pixels(self) -> Tensor:
         """All its images ``[N, C, H, W]``, where the model is."""
         return self.images.tensors(device_of(self.model))[0]

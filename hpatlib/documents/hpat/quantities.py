@@ -74,11 +74,6 @@ def printed_lead() -> Estimate:
     return exact(accuracy["Adv_h+MixBN"] - accuracy["Adv_RT"])
 
 
-def printed_majority() -> Estimate:
-    """L8: the printed accuracy in H6 less the share of malignant cells."""
-    return exact(_printed("accuracy_h6") - _printed("malignant_test_images") / _printed("test_images"))
-
-
 def flipped(o: Outcomes, *, perturbation: str) -> Estimate:
     """Figure 1: the share of correct predictions that a perturbation turns wrong."""
     return o.flipped(perturbation="clean")[perturbation]
@@ -156,11 +151,6 @@ def _claimed(o: Outcomes) -> Outcomes:
 def _roi(o: Outcomes) -> Cells:
     """The share of answers that are those in H0."""
     return _claimed(o).invariance(**CLEAN)
-
-
-def accuracy_at(o: Outcomes, *, training: str, environment: str, reading: str) -> Estimate:
-    """Figure 4: the accuracy of a training in an environment."""
-    return _claimed(o).accuracy[training, environment, reading]
 
 
 def roi_at(o: Outcomes, *, training: str, reading: str) -> Estimate:

@@ -98,7 +98,7 @@ def attack_training(record: Record, *, eps: float, split: str = "patient") -> Fi
         record=record,
         share="xy",
         caption=f"Accuracy before and after attack training at ε = {eps:g}. Dots: mean over trainings; bars: "
-        f"{INTERVALS}; small dots: each training; {CHANCE}. The report shows the first two rows.",
+        f"{INTERVALS}; small dots: each training; {CHANCE}. The first two rows are the report's test sets.",
         alt=f"Dot chart of accuracy before and after attack training at ε = {eps:g}, a row a test set. On the "
         f"perturbed set, {base.network(networks[0])} goes from {100 * first['clean']:.1f} to "
         f"{100 * first['static']:.1f} %.",
