@@ -7,12 +7,14 @@ CORES ?= 2
 bin := .venv/bin
 ready := .venv/.ready
 
-.PHONY: help book test test-book test-faults coverage test-cluster test-launch test-versions plan bench lint format sync lock clean
+.PHONY: help setup book test test-book test-faults coverage test-cluster test-launch test-versions plan bench lint format sync lock clean
 .DEFAULT_GOAL := book
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
 		printf '%-14s%s\n' "$$name" "$$what"; done
+
+setup: $(ready)  ## only .venv (gigabytes, and a network)
 
 book: $(ready)  ## run what is out of date, then build _build/html (PROFILE=laptop DATA=real CORES=8)
 	$(bin)/hpat book --profile $(PROFILE) $(if $(DATA),--data $(DATA)) --cores $(CORES)

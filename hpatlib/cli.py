@@ -340,7 +340,10 @@ def train(
             run = runs.from_dict(json.loads(path.read_text("utf-8"))["run"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _stop(f"{path} is no recipe ({error}): hpat book --fan-out writes them to _build/jobs") from error
-        typer.echo(runs.train_or_load(run).provenance["key"])
+        try:
+            typer.echo(runs.train_or_load(run).provenance["key"])
+        except (ValueError, RuntimeError) as error:  # damaged, nothing learned, no weights
+            raise _stop(f"{path}: {error}", 1) from error
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -393,8 +396,10 @@ def _one_book(root: Path) -> Iterator[int]:
     It is handed on to Snakemake, so that it holds while either lives, whatever ended the other, and no longer. The file
     says how to stop them.
     """
-    import fcntl  # not on Windows, where there are no forked kernels either
-
+    try:
+        import fcntl
+    except ImportError:  # there are no forked kernels either
+        raise _stop("hpat book needs Linux or macOS: on Windows use WSL, or hpat run for a chapter") from None
     path = root / ".snakemake" / "book.lock"
     with storing(path):
         path.parent.mkdir(exist_ok=True)
@@ -504,7 +509,8 @@ def _fan_out(
     while todo := jobs.prepare(_plan(root, names, profile, data, gpu), folder):
         if todo == before:
             raise _stop(
-                f"{len(todo)} models are not in HPAT_HOME after their trainings: do all jobs share that folder?"
+                f"{len(todo)} models, the first of recipe {todo[0]}, are not in {home() / 'models'} after their "
+                "trainings: set HPAT_HOME to a folder that all jobs share"
             )
         for name in todo:  # a model that is gone must be trained again
             (folder / f"{name}.key").unlink(missing_ok=True)
@@ -525,6 +531,8 @@ def claims_(
     if document is not None and document not in documents.names():
         raise _stop(f"unknown document {document!r}: choose one of {', '.join(documents.names())}")
     if lock:
+        if document is not None:
+            raise _stop("--lock writes down the claims of all documents: leave --document out")
         changed = claims.lock()
         typer.echo(f"written down anew: {', '.join(changed)}" if changed else "every claim stands as it was written")
         return

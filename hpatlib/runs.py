@@ -217,7 +217,8 @@ def _stored(
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
-            raise ValueError(f"the weights in {folder} do not fit the network of this run ({error})") from error
+            own = f": if you changed yours, give Run.model another name than {run.model!r}" if network else ""
+            raise ValueError(f"the weights in {folder} do not fit the network of this run ({error}){own}") from error
     except ValueError as error:
         _replaced(error)
         return None

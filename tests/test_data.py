@@ -253,7 +253,7 @@ def test_preliminary_table_missing_or_of_another_shape(tmp_path):
 
 
 def test_missing_data_is_refused_with_the_way_to_get_it(tmp_path, monkeypatch):
-    both = r"Run `hpat data fetch cnmc`, or set HPAT_DATA to the folder that holds cnmc/\.$"
+    both = r"Set HPAT_DATA to the folder that holds cnmc/, or that shall, and run `hpat data fetch cnmc`\.$"
     with pytest.raises(FileNotFoundError, match=rf"^Real C-NMC 2019 images are missing: HPAT_DATA is not set\. {both}"):
         load(None)
     monkeypatch.setenv("HPAT_DATA", str(tmp_path))
@@ -684,7 +684,7 @@ def test_own_folders_that_cannot_be_used(tmp_path):
     (folder / "a").mkdir()
     with pytest.raises(ValueError, match=r"2 faults in the class folders of mine:") as error:
         ImageSet.from_folder(folder, size=8, classes=("a", "b", "d"))
-    assert f"{folder / 'a'}: no image in it" in str(error.value) and f"{folder / 'd'}: no such" in str(error.value)
+    assert f"{folder / 'a'}: no .bmp, .jpeg" in str(error.value) and f"{folder / 'd'}: no such" in str(error.value)
     with pytest.raises(ValueError, match=r"expected at least two classes, found b"):
         ImageSet.from_folder(folder, size=8, classes=("b",))
     with pytest.raises(ValueError, match=r"expected at least two classes, found none"):
@@ -782,7 +782,7 @@ def test_natural_images(tmp_path):
 def test_natural_images_that_cannot_be_used(tmp_path):
     with pytest.raises(
         FileNotFoundError,
-        match=r"^Real ImageNet sample images are missing: .*\. Run `hpat data fetch natural`, or set HPAT_DATA to",
+        match=r"^Real ImageNet sample images are missing: .*\. Set HPAT_DATA to the folder that holds natural/, or",
     ):
         natural(tmp_path)
     wrong = {**NATURAL, "n01_tench.JPEG": "perhaps"}

@@ -9,12 +9,19 @@ from pathlib import Path
 
 import torch
 
+from hpatlib import data
+from hpatlib.data import ImageSet
+
 BOOK = Path(__file__).parents[1] / "book"
 
 
 def test_your_own_model_and_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HPAT_HOME", str(tmp_path / "home"))
+    # What the page itself sets goes away with the test.
+    monkeypatch.setitem(data.SOURCES, "scans", None)
+    for name in ("HPAT_DATA", "HPAT_RECORDS"):
+        monkeypatch.setenv(name, str(tmp_path))
     torch.manual_seed(0)
     blocks = re.findall(r"^```python\n(.*?)^```", (BOOK / "own.md").read_text("utf-8"), re.M | re.S)
     names: dict = {}
@@ -27,7 +34,14 @@ def test_your_own_model_and_images(tmp_path, monkeypatch):
     }
     assert accuracy["images"] > 0.7 and max(accuracy["noisy"], accuracy["turned"]) < accuracy["images"] / 2
     scans, trained = names["scans"], names["trained"]
-    assert len(scans) == 90 and len(list((tmp_path / "home" / "models").iterdir())) == 1
+    assert (
+        len(scans) == 90
+        and trained.train.real
+        and scans.fingerprint != ImageSet.from_folder("scans", size=64).fingerprint
+    )
+    record = names["record"]
+    assert record.real and [images.name for images in record.header.images] == ["scans"] and len(record.outcomes.rows)
+    assert not any(tmp_path.glob("home/records/*")) and any(tmp_path.glob("records/hpat/*"))
     assert not set(trained.train.ids) & set(trained.test.ids)
     clean = trained.model(names["pixels"]).argmax(dim=1) == names["truth"]
     worst, eps = names["worst"], names["eps"]

@@ -276,8 +276,8 @@ def _has_parts(source: Source) -> None:
 
 
 def _how(source: Source) -> str:
-    fetch = f"Run `hpat data fetch {source.key}`, or set" if source.kaggle or source.url else "Set"
-    return f"{fetch} HPAT_DATA to the folder that holds {source.folder or source.key}/."
+    fetch = f", or that shall, and run `hpat data fetch {source.key}`" if source.kaggle or source.url else ""
+    return f"Set HPAT_DATA to the folder that holds {source.folder or source.key}/{fetch}."
 
 
 def _phantom(source: Source, count: int, size: int, seed: int) -> ImageSet:

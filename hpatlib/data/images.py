@@ -68,7 +68,8 @@ class ImageSet:
             raise ValueError(f"{self.name}: images are {found}, expected uint8 [N, C, H, W].")
         count = len(self.store) if self.rows is None else len(self.rows)
         ids = np.arange(count) if self.ids is None else np.asarray(self.ids)
-        object.__setattr__(self, "ids", ids.astype(str))
+        for name, values in {"ids": ids.astype(str), "labels": self.labels, "groups": self.groups}.items():
+            object.__setattr__(self, name, np.asarray(values))
         if not count == len(self.labels) == len(self.groups) == len(ids):
             found = f"{count} images, {len(self.labels)} labels and {len(self.groups)} groups"
             found = found if len(ids) == count else f"{found.replace(' and', ',')} and {len(ids)} ids"
@@ -312,16 +313,17 @@ def _by_class(folder: Path, classes: Sequence[str] | None) -> tuple[list[Item], 
     there = [path.name for path in entries(folder) if path.is_dir() and not path.name.startswith((".", "__"))]
     named = tuple(there if classes is None else classes)
     faults = [f"{folder / name}: named more than once" for name in dict.fromkeys(named) if named.count(name) > 1]
-    items = []
+    items, kinds = [], ", ".join(sorted(SUFFIXES))
     for label, name in enumerate(named):
         files = sorted(filter(is_image, entries(folder / name)), key=_by_number)
         if not files:
-            faults.append(f"{folder / name}: {'no image in it' if name in there else 'no such folder'}")
+            faults.append(f"{folder / name}: {f'no {kinds} in it' if name in there else 'no such folder'}")
         items += [Item(path, label, f"{name}/{path.name}") for path in files]
     if len(named) < 2:
         faults.append(f"{folder}: expected at least two classes, found {' and '.join(named) or 'none'}")
     if faults:
-        raise ValueError(listing(f"{len(faults)} faults in the class folders of {folder.name}", faults))
+        do = "Expected a folder with images for each class: add what is missing, or say classes=[…]"
+        raise ValueError(listing(f"{len(faults)} faults in the class folders of {folder.name}", faults, do))
     return items, named
 
 
@@ -352,7 +354,8 @@ def decode(
             with opened(items[n].path) as found:
                 found.load()
                 if found.mode not in READABLE[mode]:
-                    return f"mode {found.mode}, expected {' or '.join(READABLE[mode])}"
+                    modes = " or ".join(READABLE[mode])
+                    return f"mode {found.mode}, expected {modes} (8 bits a channel; of your own images, see mode=)"
                 if crop and min(found.size) < crop:
                     return f"{found.width}×{found.height} pixels, expected at least {crop}×{crop}"
                 image: Image.Image = found.convert(mode)
@@ -414,10 +417,12 @@ def opened(path: Path) -> Iterator[PIL.Image.Image]:
         yield image
 
 
-def listing(title: str, faults: Sequence[str]) -> str:
-    """An error message for the faults of many files at once."""
+def listing(
+    title: str, faults: Sequence[str], do: str = "Replace these files by the originals or remove them, then run again"
+) -> str:
+    """An error message for the faults of many files at once, and what to ``do``."""
     lines = [f"{title}:", *faults[:20], *([f"… and {len(faults) - 20} more"] if len(faults) > 20 else [])]
-    return "\n  ".join(lines) + "\nReplace these files by the originals or remove them, then run again."
+    return "\n  ".join(lines) + f"\n{do}."
 
 
 def cached(source: Source, part: str, folder: Path, items: Sequence[Item], *, size: int, cache: Path) -> ImageSet:
