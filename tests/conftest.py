@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 torch.set_num_threads(1)  # the models here are too small to share, and other processes may want the other cores
 
+
+# The same examples on each run: what fails, fails for whoever changed something. "default" draws anew.
+settings.register_profile("pinned", derandomize=True, deadline=None, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "pinned"))
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

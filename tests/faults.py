@@ -14,6 +14,7 @@ import errno
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import os
 import random
@@ -802,11 +803,15 @@ def disk(work: Callable[[Path], object], call: str, code: int) -> Case:
     return case
 
 
-STORAGE: dict[str, Case] = {
-    f"{name}: {fault} at {call}": disk(work, call, code)
+# Every place where a disk may refuse, and every reason it may give; all reasons at one place: test_training.py.
+PLACES = [
+    (name, work, call)
     for name, work in WORK.items()
-    for fault, code in FAULTS.items()
     for call in ("fsync", "mkdir", "replace" if work is not decodes else "rename")
+]
+STORAGE: dict[str, Case] = {
+    f"{name}: {fault} at {call}": disk(work, call, FAULTS[fault])
+    for (name, work, call), fault in zip(PLACES, itertools.cycle(FAULTS), strict=False)
 }
 
 
@@ -924,6 +929,12 @@ def resumed(kind: str) -> Case:
     return case
 
 
+def no_such_host(folder: Path) -> str:
+    """As a resolver answers that knows no such name; this machine's own may be slow, or know every name."""
+    with mock.patch("socket.getaddrinfo", side_effect=socket.gaierror(-2, "Name or service not known")):
+        return refused(lambda: download("http://nowhere.invalid/x", folder / "x"), "Fetching http", "not known")
+
+
 def put_in_place(folder: Path) -> str:
     """A process died when all had been received, before the file had its name: there is nothing more to ask for."""
     path = folder / "one.npz"
@@ -981,7 +992,7 @@ DOWNLOADS: dict[str, Case] = {
     "it stalls": fetched("stall", "Fetching http", "timed out"),
     "to another host": fetched("redirect", "redirects to http://localhost"),
     "nobody there": lambda folder: refused(lambda: download("http://127.0.0.1:9/x", folder / "x"), "Fetching http"),
-    "no such host": lambda folder: refused(lambda: download("http://nowhere.invalid/x", folder / "x"), "Fetching http"),
+    "no such host": no_such_host,
     "goes on": resumed("good"),
     "starts again": resumed("all"),
     "was all there": put_in_place,

@@ -138,6 +138,19 @@ class World:
         return json.loads((self.documents / "made" / "claims.lock").read_text())
 
 
+def check_held_out(record: records.Record) -> None:
+    """Every image that a record speaks of was kept from the model that it asks, and a split is that of its models."""
+    from hpatlib import runs
+
+    rows = record.outcomes.rows
+    for number, model in enumerate(record.header.models):
+        run = runs.from_dict({"count": None, "real": False} | model.run)
+        mine = rows[rows["model"] == number]
+        asked = set(mine["image"].astype(str)) - {"training"}
+        assert asked <= set(runs.train_or_load(run).test.ids), (record.file, model.key)
+        assert "split" not in mine or set(mine["split"].astype(str)) <= {run.split_by}, (record.file, model.key)
+
+
 CHAPTER = "made/fig1"
 CLAIM = {
     "chapter": CHAPTER,

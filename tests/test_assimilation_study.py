@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_up import check_held_out
 from torch import nn
 
 from hpatlib import attacks, checks, claims, data, documents, explain, outcomes, plots, runs
@@ -15,6 +16,7 @@ from hpatlib.data import ImageSet
 from hpatlib.documents import assimilation
 from hpatlib.documents.assimilation import figures, figures_why, quantities, study, why
 from hpatlib.documents.profiles import Chosen
+from hpatlib.glcm import FEATURES
 from hpatlib.measure import logits, sample
 from hpatlib.outcomes import Outcomes, Unmeasured
 from hpatlib.records import Record
@@ -242,6 +244,30 @@ def test_accuracy_falls_along_eps_and_the_standard_attacks_leave_no_more_than_sm
     assert o.where(attack=quantities.WORST).rows["margin"].isna().all()
 
 
+def test_the_standard_attacks_fell_what_lies_within_eps_and_nothing_else(chosen):
+    model, images = toy()  # they fall from 0.25, 1, 2.25 and 4 grey levels on
+    right, names = study.stands(model, images, [model], 2, chosen.settings, 0)
+    assert right.tolist() == [False, False, True, True] == [name == "stands" for name in names]
+
+
+def test_iterated_attacks_have_the_settings_of_their_names(monkeypatch):
+    asked = {}
+
+    def spy(name, attack):
+        def ask(*given, **told):
+            asked[name] = told
+            return attack(*given, **told)
+
+        return ask
+
+    for name in ("bim", "mifgsm", "pgd"):
+        monkeypatch.setattr(study.attacks, name, spy(name, getattr(attacks, name)))
+    list(study.climbed(*toy(), (2,), iterations=4, seed=0))
+    assert isinstance(asked["pgd"].pop("generator"), torch.Generator)
+    own = {"eps": 2 / 255, "step": 2 / 255 / 4, "iterations": 4}
+    assert asked == {"bim": own, "mifgsm": own, "pgd": own}
+
+
 def test_a_random_repaint_is_as_strong_as_the_learned_one_and_stays_as_drawn(records, chosen):
     by = {name: [] for name in quantities.TRAININGS}
     record = records["accuracy_vs_attack_strength"]
@@ -268,6 +294,10 @@ def test_textures_and_doses_are_those_of_the_loss_itself(records, chosen):
         picture = model.model.colour_image(x)
         expected = study.texture_loss(chosen.size)(picture, x)
         spread = (picture.amax(dim=1) - picture.amin(dim=1)).mean()
+        parts = {n: float(replace(study.texture_loss(chosen.size), features=(n,))(picture, x)) for n in FEATURES}
+    for name, part in parts.items():
+        values = record.outcomes.mean(name)["chest_ct", NETWORK, "assimilated"].values
+        assert values[0] == pytest.approx(part, rel=5e-3, abs=1e-6), name
     cell = record.outcomes.mean("texture")["chest_ct", NETWORK, "assimilated"]
     assert cell.values[0] == pytest.approx(float(expected), rel=2e-3)  # stored in half precision
     (dose,) = (m.dose for m in record.header.models if m.key == model.provenance["key"])
@@ -343,7 +373,9 @@ def test_flat_windows_are_left_out():
     smooth[:, :, ::2, :20] += 10  # the left windows have stripes, the right ones nothing
     labels, groups = np.zeros(3, np.int64), np.array(["a", "b", "c"])
     found = why.texture(ImageSet("stripes", smooth, labels, groups, ("x",), False, "f"))
-    assert (found["flat"] == 0.5).all() and (found["dissimilarity"] < 10).all() and (found["dissimilarity"] > 1).all()
+    # Of eight directions, three pixels away, two see the stripes: at a distance of 10, or 2/11 of homogeneity.
+    assert (found["flat"] == 0.5).all() and found["dissimilarity"].tolist() == pytest.approx([2.5] * 3, rel=1e-4)
+    assert found["homogeneity"].tolist() == pytest.approx([(6 + 2 / 11) / 8] * 3, rel=1e-4)
     even = why.texture(ImageSet("even", np.full_like(smooth, 7), labels, groups, ("x",), False, "f"))
     assert (even["flat"] == 1).all() and np.isnan(even["homogeneity"]).all()
 
@@ -653,3 +685,15 @@ def test_figures_need_no_torch():
     modules = ", ".join(f"hpatlib.documents.assimilation.{name}" for name in ("quantities", "figures", "figures_why"))
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_loss_holds_texture_where_pictures_without_it_are_farther_away():
+    far = {quantities.FREE: 0.5, "assimilated": 0.25}
+    given = {("chest_ct", "a", name): {"texture": [value] * 2} for name, value in far.items()}
+    o = cells(given, ("dataset", "network", "training"))
+    assert quantities.texture_held(o, dataset="chest_ct").value == 0.25
+
+
+def test_every_measured_image_was_held_out(records):
+    for record in records.values():
+        check_held_out(record)

@@ -82,6 +82,24 @@ def test_what_is_committed_fits_together():
     assert claims.tampered() == []
 
 
+PUBLISHED = Path(__file__).parent / "published.json"
+
+
+def answered() -> dict[str, list]:
+    """Every claim that is measured or printed: its verdict, and its effect and interval in four digits."""
+    found = {j.claim.id: (j.verdict, j.quantity) for j in claims.ledger() if j.quantity is not None}
+    return {name: [v, *(float(f"{x:.4g}") for x in (q.value, *q.interval()))] for name, (v, q) in found.items()}
+
+
+def test_published_answers_change_only_where_somebody_says_so():
+    """No change of the code moves an answer in silence; a new record does, aloud."""
+    now, then = answered(), json.loads(PUBLISHED.read_text("utf-8"))
+    assert now.keys() == then.keys(), f"renew {PUBLISHED.name}: python tests/test_claims.py"
+    for name, (verdict, *numbers) in now.items():
+        renew = f"{name}: if it should, renew {PUBLISHED.name} (python tests/test_claims.py) and say why"
+        assert verdict == then[name][0] and numbers == pytest.approx(then[name][1:], rel=2e-3, abs=1e-6), renew
+
+
 def test_a_chapters_check_is_the_hash_of_its_claims():
     found = claims.check("hpat/fig6_stbo_vs_grid_search")
     asked = ("curve", "efficiency", "peers", "missed")
@@ -630,14 +648,15 @@ def _converted(plain: dict) -> Claim:
     return msgspec.convert(plain, Claim)
 
 
-def test_locking_writes_down_what_is_new_or_changed_and_keeps_other_dates(world):
+def test_locking_writes_down_what_is_new_or_changed_and_keeps_other_dates(world, monkeypatch):
+    today = "2024-05-17"
     world.rule({"id": "a"}, {"id": "b"}, {"id": "c"})
     assert claims.tampered() == [
         f"{name}: not written down in made/claims.lock: run hpat claims --lock" for name in "abc"
     ]
+    monkeypatch.setattr(claims.time, "strftime", lambda *_: today)
     assert claims.lock() == ["a", "b", "c"] and claims.tampered() == []
     path = world.documents / "made" / "claims.lock"
-    today = time.strftime("%Y-%m-%d", time.gmtime())
     assert {each["written"] for each in world.lock().values()} == {today}
     path.write_text(path.read_text().replace(today, "2020-02-02"))
     before = world.lock()
@@ -813,3 +832,8 @@ def test_a_record_changed_by_one_byte_is_found_out(figure_4):
     for arguments in (["verify"], ["claims"]):
         code, output = hpat(*arguments)
         assert code == 3 and "laptop-real-seed0.parquet is not what" in output
+
+
+if __name__ == "__main__":
+    rows = (f"{json.dumps(name)}: {json.dumps(told)}" for name, told in answered().items())
+    PUBLISHED.write_text("{\n" + ",\n".join(rows) + "\n}\n", "utf-8")

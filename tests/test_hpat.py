@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_up import measured
+from made_up import check_held_out, header, measured, model
 from sklearn import metrics
 from test_measure import Left, image_set
 
-from hpatlib import attacks, claims, documents, measure, runs
+from hpatlib import attacks, claims, documents, measure, records, runs
 from hpatlib.documents import hpat
 from hpatlib.documents.hpat import figures, quantities, study
 from hpatlib.documents.hpat.quantities import LONGER, PIXEL, SPATIAL
@@ -483,6 +483,12 @@ def test_each_cell_is_measured_through_its_branch(made, chosen):
         assert o.accuracy["patient", "Adv_PGD+MixBN", side, "H0", "clean"].values[0] == pytest.approx(clean)
 
 
+def test_the_halves_of_h6_have_nothing_of_each_other(chosen):
+    halves, whole = study._halves(chosen), study.places(chosen)[6]
+    assert halves[SPATIAL].pixel is None and (halves[SPATIAL].s, halves[SPATIAL].box) == (whole.s, whole.box)
+    assert halves[PIXEL].fixed is None and halves[PIXEL].eps == whole.eps and halves["H6"] == whole
+
+
 def test_the_worst_loss_of_a_search_tells_its_prediction(made):
     """For two classes: right exactly where the cross-entropy is below ln 2, and no less than the clean loss."""
     rows = made["hpat/fig6_stbo_vs_grid_search"].outcomes.rows
@@ -522,6 +528,12 @@ def test_perturbations_of_figure_1_have_the_names_and_budgets_it_speaks_of():
     x, labels = images.tensors()
     made = {name: attack(Left(), x, labels) for name, attack in showcase(6 / 255, Box(1, 180), seed=0).items()}
     assert torch.equal(made["clean"], x)
+    still, black = showcase(6 / 255, Box(0, 0), seed=0), x.clone()
+    for name in ("random noise", "random both"):  # without room to move, both is noise
+        assert 1e-3 < (still[name](Left(), x, labels) - x).abs().max() <= 6 / 255 + 1e-5, name
+    black[:, :, :5] = 0
+    for name in ("random noise, in the cell", "worst noise, in the cell"):
+        assert (still[name](Left(), black, labels)[:, :, :5] == 0).all(), name
     for name in ("random noise", "worst noise"):
         assert 0 < (made[name] - x).abs().max() <= 6 / 255 + 1e-6
     parts = []
@@ -646,10 +658,25 @@ def test_tables_stand_beside_the_documents_numbers(made, chosen):
     for table in (*tables, *subjects):
         assert isinstance(table, Table) and len(table.frame) >= 1 and table.caption
         assert not table.frame.map(lambda cell: "nan" in str(cell).lower().split()).any(axis=None)
+    held, rows = figures.held_out(one.outcomes), one.outcomes.rows
+    rows = rows[rows["label"] == 0]
+    for row in subjects[0].frame.to_dict("records"):
+        mine = rows[rows["model"].map(held) == row["healthy test subject"]]
+        right = (mine["prediction"] == 0).groupby(mine["model"]).mean().mean()
+        assert row["of healthy"].startswith(f"{100 * right:.1f}")
     settings = tables[3].frame.set_index("setting")
     assert settings.loc["stbo queries", ["published", "here"]].tolist() == ["100", "3"]
     assert settings.loc["eps", ["published", "here"]].tolist() == ["6", "6"]
     assert settings.loc["environments translation", ["published", "here"]].tolist() == ["2, 4, 6, 8, 10, 12"] * 2
+
+
+def test_the_least_noise_is_told_under_its_own_name(tmp_path):
+    about = {"perturbation": np.repeat(["least noise", "least noise, in the cell"], 4), "model": 0}
+    told = {"doublings": [0.0, 2, 0, 2, 2, 4, 2, 4], "image": [*"abcd"] * 2, "group": [*"abcd"] * 2}
+    head = header("hpat/fig1_robustness_issue", ("perturbation",), [model(0)])
+    made = records.save(head, pd.DataFrame(about | told), tmp_path)
+    shown = figures.least_noise(made).frame.set_index("noise")["geometric mean, in 1/255"].str.split().str[0]
+    assert shown.to_dict() == {"on the whole picture": "2", "in the cell alone": "8", "ratio": "4"}
 
 
 def test_which_reading_comes_nearest_is_a_mean_distance(made):
@@ -757,3 +784,8 @@ def test_profiles_are_whole_and_choices_follow_from_them():
     networks = study.networks(hpat.choose("paper", None, 0))
     printed = documents.published_table("hpat", "table1").index
     assert sorted(networks) == sorted(f"{name} (imagenet)" for name in printed)
+
+
+def test_every_measured_image_was_held_out(made):
+    for record in made.values():
+        check_held_out(record)

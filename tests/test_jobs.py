@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hpatlib import cli, data, jobs, models, planning, records, runs, training
+from hpatlib import cli, data, documents, jobs, models, planning, records, runs, training
 from hpatlib.documents import ultrasound
 from hpatlib.documents.ultrasound import study
 from hpatlib.hybrid import Adversary
@@ -29,7 +29,10 @@ def names(several) -> set[str]:
 
 
 @pytest.mark.usefixtures("home")
-def test_what_is_announced_is_what_is_trained_and_nothing_trains_before():
+def test_what_is_announced_is_what_is_trained_and_nothing_trains_before(monkeypatch):
+    smoke = documents.toml("ultrasound", "profiles")["smoke"]  # which the walk and the study read alike
+    monkeypatch.setitem(smoke, "count", 60)
+    monkeypatch.setitem(smoke["recipe"], "epochs", 1)
     noted = walked("ultrasound/fig9_10_simple_cnn_eps005")
     assert noted.runs and not noted.later and not runs.trained()
     record = study.smaller_eps(ultrasound.choose("smoke", None, 0), 0.05)

@@ -186,6 +186,19 @@ def test_outcomes_of_no_model_have_images_and_no_trainings():
     assert found.value == 2.5 and found.trainings is None and found.n == 4
 
 
+def test_a_cell_compares_images_with_their_own_class_and_counts_groups():
+    """Classes are strata; an image that is there twice, in its own group, tells nothing more."""
+    label, right = np.repeat([0, 1], [30, 70]), np.r_[np.arange(30) < 6, np.arange(70) < 63]
+    rows = pd.DataFrame({"model": 0, "c": "x", "image": range(100), "group": range(100), "label": label})
+    margin = np.random.default_rng(0).normal(size=100) + label
+    rows = rows.assign(prediction=np.where(right, label, 1 - label), margin=margin)
+    twice = pd.concat([rows, rows.assign(image=rows["image"] + 100)])
+    one, two = (Outcomes(tidy(each, ("c",)), ("c",), (None,)) for each in (rows, twice))
+    within = sum((len(v) / 100) ** 2 * v.var(ddof=1) / len(v) for v in np.split(right.astype(float), [30]))
+    assert one.accuracy["x"].error == pytest.approx(np.sqrt(within))
+    assert two.auc["x"].error == pytest.approx(one.auc["x"].error)
+
+
 def test_cells_are_named_by_conditions_in_their_order():
     o = five(2)
     accuracy = o.where(split="patient").accuracy

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import os
 import shutil
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -394,7 +393,7 @@ def test_the_small_network_learns_phantoms_in_seconds(key):
     fresh, truth, _ = drawn(key, 200, 32, 1)
     pixels, labels, fresh, truth = map(torch.from_numpy, (pixels, labels, fresh, truth))
     torch.manual_seed(0)
-    model, start = models.build("simple_cnn", 2, in_channels=1, weights="scratch"), time.process_time()
+    model = models.build("simple_cnn", 2, in_channels=1, weights="scratch")
     optimiser = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, epochs=20, steps_per_epoch=16)
     for _ in range(20):
@@ -403,7 +402,6 @@ def test_the_small_network_learns_phantoms_in_seconds(key):
             torch.nn.functional.cross_entropy(model(pixels[index].float() / 255), labels[index]).backward()
             optimiser.step()
             schedule.step()
-    assert time.process_time() - start < 15
     model.eval()
     with torch.no_grad():
         assert (model(fresh.float() / 255).argmax(1) == truth).float().mean() >= 0.85

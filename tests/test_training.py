@@ -1,15 +1,18 @@
 """The training loop: what it learns, resumes and refuses; files that are whole or absent."""
 
+import errno
 import math
 import os
 from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hpatlib._files import write
+from hpatlib import training
+from hpatlib._files import StorageError, write
 from hpatlib.data import ImageSet
 from hpatlib.models import build
 from hpatlib.training import Recipe, _check_alive, fit
@@ -214,6 +217,23 @@ def test_signs_of_life(losses, accuracies, dead):
     rows = [{"loss": loss, "accuracy": accuracy} for loss, accuracy in zip(losses, accuracies, strict=True)]
     with pytest.raises(ValueError, match="nothing was learned") if dead else nullcontext():
         _check_alive(rows, 8, np.arange(400) % 2, Recipe(), halves=1)
+
+
+def test_a_training_without_gain_stops_and_ends_with_its_best_epoch(monkeypatch):
+    losses, data, model, best = iter([0.5, 0.3, 0.4, 0.35]), bright_or_dark(), tiny(), tiny()
+    monkeypatch.setattr(training, "_cross_entropy", lambda *_: next(losses))
+    rows = fit(model, data, Recipe(epochs=9, batch_size=16, patience=2), validation=data)
+    assert [row["validation_loss"] for row in rows] == [0.5, 0.3, 0.4, 0.35]
+    fit(best, data, Recipe(epochs=2, batch_size=16))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), best.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
+def test_every_refusal_of_a_disk_is_one_sentence(code, tmp_path):
+    refused = mock.patch("os.fsync", side_effect=OSError(code, os.strerror(code)))
+    with refused, pytest.raises(StorageError, match=rf"{os.strerror(code)}.*make room or allow it"):
+        write(tmp_path / "file", b"new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_recipes_and_empty_sets_are_refused():

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_up import check_held_out
 from torch import nn
 
 from hpatlib import attacks, claims, documents, records, runs, training
 from hpatlib.data import ImageSet
 from hpatlib.documents import ultrasound
 from hpatlib.documents.ultrasound import figures, quantities, study
-from hpatlib.outcomes import Outcomes, Unmeasured
+from hpatlib.outcomes import Outcomes, Unmeasured, tidy
 from hpatlib.plots import base
 from hpatlib.training import Examples, attacked
 
@@ -174,6 +175,19 @@ def test_before_attack_training_the_perturbed_set_is_the_white_box_one(measured)
     assert len(perturbed) and perturbed.tolist() == whitebox.tolist()
 
 
+def test_each_attack_asks_the_network_that_its_name_says():
+    """Of linear networks, where ten steps of PGD end in the corner that FGSM jumps to."""
+    signs = ([1.0, -1, 1, -1], [1.0, 1, -1, -1], [-1.0, 1, 1, -1])
+    mine, source, third = (linear(torch.tensor(weight)) for weight in signs)
+    x, y = (0.5 + 0.05 * torch.tensor(signs[0])).view(1, 1, 2, 2), torch.tensor([1])
+    named = study.tests(source, third, ultrasound.choose("smoke", None, 0).settings, eps=EPS, seed=0)
+    made = {name: attack(mine, x, y) for name, attack in named.items()}
+    asked = {"perturbed": source, "white-box FGSM": mine, "white-box PGD": mine, "transfer FGSM": third}
+    for name, network in asked.items():
+        torch.testing.assert_close(made[name], attacks.fgsm(network, x, y, eps=EPS))
+    assert mine(x).argmax() == 1 and mine(made["worst case"]).argmax() == 0 and len(made) == len(asked) + 1
+
+
 def test_a_rerun_measures_the_same(measured, chosen):
     again = study.simple_cnn(chosen)
     assert again.header.sha256 == measured[study.SIMPLE_CNN].header.sha256
@@ -280,6 +294,20 @@ def constructed(cells: dict[tuple[str, str, str], list[float]], n: int = 200) ->
             answers = {"label": 1, "prediction": right.astype(int), "misled": ~right}
             parts.append(pd.DataFrame({"model": seed, **about, **images, **answers}))
     return Outcomes(pd.concat(parts, ignore_index=True), study.CONDITIONS, tuple(range(len(parts))))
+
+
+def test_what_a_formula_costs_and_what_a_larger_network_gains():
+    formulas = {"eps": ["0"] * 4 + ["0.5"] * 4, "formula": ["none"] * 4 + ["printed"] * 4, "label": 1}
+    answers = {"prediction": [1, 1, 1, 0, 1, 0, 0, 0], "mean change": [np.nan] * 4 + [1.0, 2, 3, 4]}
+    answers |= {"largest change": 9.0}
+    rows = pd.DataFrame({"model": 0, "image": [*"abcd"] * 2, "group": [*"abcd"] * 2} | formulas | answers)
+    o = Outcomes(tidy(rows, ("eps", "formula")), ("eps", "formula"), (0,))
+    assert quantities.formula_cost(o, formula="printed", eps=0.5).value == pytest.approx(0.5)
+    assert quantities.mean_change(o, formula="printed", eps=0.5).value == 2.5
+    small = constructed({("0", "clean", "clean"): [0.6, 0.6]})
+    large = small.rows.assign(network="large (imagenet)", prediction=1, model=small.rows["model"] + 2)
+    both = replace(small, rows=pd.concat([small.rows, large], ignore_index=True), seeds=(0, 1, 0, 1))
+    assert quantities.lead_over_simple(both, network="(imagenet)").value == pytest.approx(0.4)
 
 
 def test_changes_and_their_spread():
@@ -467,3 +495,8 @@ def test_the_table_has_a_row_a_training_and_a_column_a_test(measured):
 def test_reading_needs_no_torch():
     code = "import sys, hpatlib.documents.ultrasound.figures, hpatlib.documents.ultrasound.quantities; "
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
+
+
+def test_every_measured_image_was_held_out(measured):
+    for record in measured.values():
+        check_held_out(record)
