@@ -500,3 +500,20 @@ def test_reading_needs_no_torch():
 def test_every_measured_image_was_held_out(measured):
     for record in measured.values():
         check_held_out(record)
+
+
+def test_curves_and_readings_are_what_the_outcomes_say(measured):
+    record = measured[study.SIMPLE_CNN]
+    o = record.outcomes.where(network=SIMPLE, split="patient")
+    drawn = figures.smallest(record, eps=0.5).data
+    rows = o.where(test="smallest ε").rows
+    for kind, eps in (("clean", "0"), ("static", "0.5")):
+        mine = rows[(rows["training"] == kind) & (rows["eps"].astype(str) == eps)]
+        for level in figures.LADDER:
+            shares = (mine["smallest"].astype(float) > level).groupby(mine["model"]).mean()
+            shown = drawn[(drawn["training"] == figures.TRAININGS[kind].label) & (drawn["level"] == level)]["value"]
+            assert shown.item() == pytest.approx(shares.mean())
+    table = figures.readings(record).frame
+    up = quantities.change(record.outcomes, network=SIMPLE, test="perturbed", eps=0.5)
+    assert len(table) == len(figures.READINGS)
+    assert any(f": {base.percent(up.value, *up.interval(), sign='+')}" in told for told in table.iloc[:, 1])
