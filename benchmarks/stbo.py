@@ -198,7 +198,7 @@ def losses_at_equal_budgets(name: str, options: argparse.Namespace) -> list[Row]
             ("grid, 775 points", found["grid, 775 points"].mean().expand(SEEDS), 1.0),
         ):
             measured = {"peer": losses.tolist(), "STBO": ours}
-            made = row(f"loss found by {key}, {told}", measured, "peer", "STBO", target=target, unit="nats")
+            made = row(f"loss found by {key} over STBO's, {told}", measured, "peer", "STBO", target=target, unit="nats")
             rows.append(made)
     return rows
 

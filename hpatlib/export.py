@@ -175,7 +175,8 @@ def _svg(canvas: plt.Figure) -> bytes:
     """``canvas``, closed, as an SVG that is the same each time."""
     buffer = io.BytesIO()
     with plt.rc_context({"svg.hashsalt": "hpat"}):
-        canvas.savefig(buffer, format="svg", metadata={"Date": None})
+        # On white, for the pages show them on a dark ground too.
+        canvas.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white", transparent=False)
     plt.close(canvas)
     return buffer.getvalue()
 

@@ -619,6 +619,8 @@ def test_every_figure_is_a_picture_with_words(made, chosen):
         assert isinstance(figure, Figure) and "Smoke profile, phantom" in figure.caption
         assert figure.name.endswith("-phantom") and len(figure.data) > 1
         assert "nan" not in figure.alt.lower().replace("resonan", "")
+    # Table 1's own numbers are drawn, whichever networks we have.
+    assert (shown[6].data.groupby("panel")["published"].count() == 5).all()
     # What the figures draw is what the cells hold.
     four = made["hpat/fig4_training_strategies"].outcomes.accuracy
     rows = shown[3].data.query("panel == 'the worst that STBO finds: accuracy, %'")

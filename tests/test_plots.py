@@ -306,9 +306,10 @@ def test_the_data_of_a_figure_are_the_rows_it_drew():
     table = series()
     each = pd.concat([table.assign(seed=seed) for seed in (0, 1)])
     words = {"xlabel": "so far"}
+    more = pd.concat([table, table.assign(name="not drawn", value=9.0)], ignore_index=True)
     figure = made(
-        charts.curves(table, "x", "name", LOOKS, title="curves", ylabel="high"),
-        charts.dots(table, "x", LOOKS, "name", each=each, **words),
+        charts.curves(more, "x", "name", LOOKS, title="curves", ylabel="high"),
+        charts.dots(more, "x", LOOKS, "name", each=each, **words),
     )
     assert figure.data["panel"].tolist() == ["curves: high"] * 9 + ["so far"] * 9
     for part in (figure.data[:9], figure.data[9:]):

@@ -367,10 +367,15 @@ def test_figures_and_tables_are_numbered_by_chapter_and_links_say_the_number(wor
 
     text = "See [figure](#fig-second), [table](#tab-only) and [figure](#fig-none)."
     cells = [shown("figure", "fig-first"), shown("table", "tab-only"), shown("figure", "fig-second")]
-    cells += [shown("figure", "fig-first"), {"cell_type": "markdown", "source": [text]}]  # shown again: the same number
+    cells += [
+        shown("figure", "fig-first"),
+        {"cell_type": "markdown", "source": [text]},
+    ]  # of the run, below the record's
     made = json.loads(stage.numbered(json.dumps({"cells": cells}).encode(), 7))["cells"]
     said = [re.search(r'hpat-number">(.*?)</span>', c["outputs"][0]["data"]["text/html"])[1] for c in made[:4]]
-    assert said == ["Figure 7.1. ", "Table 7.1. ", "Figure 7.2. ", "Figure 7.1. "]
+    assert said == ["Figure 7.1. ", "Table 7.1. ", "Figure 7.2. ", "Figure 7.3. "]
+    ids = [re.search(r' id="(.*?)"', c["outputs"][0]["data"]["text/html"])[1] for c in made[:4]]
+    assert ids == ["fig-first", "tab-only", "fig-second", "fig-first-run"]
     assert '<a href="#fig-second">Figure 7.2</a>' in made[4]["source"]
     assert '<a href="#tab-only">Table 7.1</a>' in made[4]["source"]
 

@@ -106,7 +106,7 @@ def ratios_figure(rows: Sequence[dict[str, Any]]) -> plots.Figure:
     table = table.rename(columns={"ratio": "value", "target": "threshold"}).astype({"threshold": float})
     verdicts = ["missed" if met is False else "met" if met else "no target" for met in table["met"]]
     table = table.assign(verdict=verdicts, label=table["what"] + ", " + table["peer_name"])
-    words: dict[str, Any] = {"xlabel": "ours over the peer's", "axes": {"xscale": "log"}, "line": 1.0}
+    words: dict[str, Any] = {"xlabel": "ratio, less is better", "axes": {"xscale": "log"}, "line": 1.0}
     missed = verdicts.count("missed")
     return charts.figure(
         [charts.forest(table, VERDICTS, **words)],

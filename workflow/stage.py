@@ -50,11 +50,13 @@ def numbered(notebook: bytes, chapter: int) -> bytes:
     counted = {"fig": 0, "tab": 0}
 
     def number(found: re.Match[str]) -> str:
-        name, kind = found[2], found[2][:3]
-        if name not in given:
-            counted[kind] += 1
-            given[name] = f"{'Figure' if kind == 'fig' else 'Table'} {chapter}.{counted[kind]}"
-        return f"{found[1]}{given[name]}. {found[3]}"
+        name, kind, shown = found[2], found[2][:3], found[1]
+        counted[kind] += 1
+        told = f"{'Figure' if kind == 'fig' else 'Table'} {chapter}.{counted[kind]}"
+        if name in given:  # of the run, where the record's stands above it: two with one id would be one to a link
+            shown = shown.replace(f'id="{name}"', f'id="{name}-run"', 1)
+        given.setdefault(name, told)
+        return f"{shown}{told}. {found[3]}"
 
     for output in (o for cell in content["cells"] for o in cell.get("outputs", [])):
         data = output.get("data", {})

@@ -124,6 +124,7 @@ def curves(
     intervals of lines of the usual width; ``line``: a value to compare with. On a logarithmic axis a zero stands a bit
     left of the smallest number.
     """
+    table = table[table[by].isin(list(looks))]
     numeric = pd.api.types.is_numeric_dtype(table[x])
     order = list(dict.fromkeys(table[x]))
     present = [name for name in looks if name in set(table[by])]
@@ -191,7 +192,9 @@ def dots(
     ``names``: what the rows are called; ``line``: a value to compare with. ``published``: the document's ``value``,
     hollow and joined to ours as a dumbbell.
     """
-    order, column = list(dict.fromkeys(table[rows])), by or rows
+    column = by or rows
+    table = table[table[column].isin(list(looks))]
+    order = list(dict.fromkeys(table[rows]))
     present = [name for name in looks if name in set(table[column])]
     keyed, step = list(dict.fromkeys([rows, column])), 0.74 / len(present) if by else 0.0
     called = [(names or {}).get(row, looks[row].label if by is None else str(row)) for row in order]
@@ -233,7 +236,7 @@ def dots(
     keys = tuple(looks[name]._replace(line="none") for name in present) if by else ()
     if published is not None:
         data = data.assign(published=table[keyed].merge(published, "left", keyed)["value"])
-        keys += (Style("published", GREY, "o", "none", hollow=True),)
+        keys += (Style("published", GREY, "o", "none", hollow=True),) * bool(data["published"].notna().any())
     return Panel(draw, data, (tall(BROAD), tall(SLIM)), keys, **words)
 
 
@@ -260,7 +263,7 @@ def heat(table: pd.DataFrame, x: str, y: str, **words: Any) -> Panel:
     def draw(axis: Axes, narrow: bool) -> list[End]:
         axis.imshow(grid, origin="lower", vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="none")
         for (i, j), value in np.ndenumerate(grid.to_numpy()):
-            ink = "#ffffff" if value < 0.6 else "#000000"
+            ink = "#ffffff" if value < 0.44 else "#000000"  # of viridis, where both can be read equally well
             axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
         axis.set_xticks(range(grid.shape[1]), [f"{value:g}" for value in grid.columns])
         axis.set_yticks(range(grid.shape[0]), [f"{value:g}" for value in grid.index])
@@ -427,9 +430,14 @@ def _called(panel: Panel) -> pd.DataFrame:
 
 def panels(images: Mapping[str, np.ndarray], titles: Sequence[str], record: Record) -> Figure:
     """Pictures of phantoms in rows: by the row's name ``[columns, C, H, W]`` in [0, 1]; ``titles``: one a column."""
-    first = next(iter(images.values()))
-    away = [255 * float(abs(picture - first[0]).mean()) for picture in first]
-    data = pd.DataFrame({"picture": list(titles), "mean distance from the first, grey levels": away})
+    away = "mean distance from the row's first, grey levels"
+    data = pd.DataFrame(
+        [
+            {"row": row, "picture": title, away: 255 * float(abs(picture - several[0]).mean())}
+            for row, several in images.items()
+            for title, picture in zip(titles, several, strict=True)
+        ]
+    )
     shown = strip([list(row) for row in images.values()], list(images), list(titles), data=data)
     return figure(
         [shown],
@@ -596,7 +604,7 @@ def _drawn(
         values = values.groupby(columns, sort=False, observed=True)["each training"].agg("; ".join)
         shown = shown.merge(values, "left", left_on=columns, right_index=True)
     if by is not None:
-        shown[by] = [looks[name].label.replace("\n", " ") if name in looks else name for name in shown[by]]
+        shown[by] = [looks[name].label.replace("\n", " ") or name for name in shown[by]]
     return shown
 
 

@@ -117,17 +117,21 @@ function change(part, { keepMove = false } = {}) {
   update();
 }
 
-function update({ fresh = false } = {}) {
+function tellAddress() {
   const address = written(state) || location.href.split("#")[0];
   try { history.replaceState(null, "", address); } catch { /* some browsers refuse it for files */ }
   if (written(state) !== toldHash) parent.postMessage({ explorer: "hash", hash: toldHash = written(state) }, "*");
+}
+
+function update({ fresh = false } = {}) {
+  tellAddress();
   const sceneNow = scene(), otherScene = fresh || sceneNow !== lastScene, otherBox = lastBox !== state.box;
   if (otherScene) { runs = []; lastScene = sceneNow; }
   if (otherScene || otherBox) { queries = []; spent = 0; lastBox = state.box; }
   drawControls();
   look();
   jobs.search++;
-  front.postMessage({ kind: "stop" });
+  front.postMessage({ kind: "stop", of: "search" });
   if (state.move !== "hand") {
     queries = []; spent = 0;
     front.postMessage({ kind: "search", job: jobs.search, config: config(), pace: calm ? 0 : 1200 });
@@ -147,7 +151,7 @@ function worker() {
   /* Runs in the worker, which has the engine and the data. Long work pauses every few milliseconds to hear of a stop. */
   function serve() {
     const engine = explorerEngine(EXPLORER), noisy = new Map();
-    let stops = 0;
+    const stops = { search: 0, map: 0, tally: 0 };
     const channel = new MessageChannel(), waiting = [];
     channel.port1.onmessage = () => waiting.shift()();
     const breath = () => new Promise((done) => { waiting.push(done); channel.port2.postMessage(0); });
@@ -195,7 +199,7 @@ function worker() {
         postMessage({ kind: "look", job, clean, noise, seen, answers, gradients, loss });
       },
       async search({ job, config, pace }) {
-        const mine = stops, { found, steps } = searching(config), total = Number(config.move.match(/\d+/)[0]);
+        const mine = stops.search, { found, steps } = searching(config), total = Number(config.move.match(/\d+/)[0]);
         let since = performance.now(), sent = 0;
         const send = (done) => {
           postMessage({ kind: "search", job, queries: found.queries.slice(sent), s: found.s, loss: found.loss, done });
@@ -203,12 +207,12 @@ function worker() {
         };
         for (const _ of steps) {
           if (pace && total <= 100) { send(false); await sleep(pace / total); } else if (performance.now() - since > 30) { send(false); await breath(); since = performance.now(); }
-          if (mine !== stops) return;
+          if (mine !== stops.search) return;
         }
         send(true);
       },
       async map({ job, config, columns, rows }) {
-        const mine = stops, { image } = before(config), truth = engine.labels[config.image], order = [];
+        const mine = stops.map, { image } = before(config), truth = engine.labels[config.image], order = [];
         const { translation, rotation } = config.box;
         for (const stride of [4, 2, 1]) // coarse first
           for (let row = 0; row < rows; row += stride)
@@ -222,14 +226,14 @@ function worker() {
             postMessage({ kind: "map", job, cells });
             cells = [];
             await breath();
-            if (mine !== stops) return;
+            if (mine !== stops.map) return;
             since = performance.now();
           }
         }
         postMessage({ kind: "map", job, cells, done: true });
       },
       async tally({ job, config, images }) {
-        const mine = stops;
+        const mine = stops.tally;
         for (let image = 0; image < images; image++)
           for (const network of ["standard", "hybrid", "constant"]) {
             const own = { ...config, image, network };
@@ -237,17 +241,17 @@ function worker() {
             if (config.move !== "hand" && network !== "constant") {
               const { found, steps } = searching(own);
               for (const _ of steps)
-                if (performance.now() - since > 20) { await breath(); if (mine !== stops) return; since = performance.now(); }
+                if (performance.now() - since > 20) { await breath(); if (mine !== stops.tally) return; since = performance.now(); }
               s = found.s;
             }
             const clean = largest(engine.logits(network, engine.phantoms[image]));
             postMessage({ kind: "tally", job, image, network, before: clean, after: largest(engine.logits(network, attacked(own, s).seen)) });
             await breath();
-            if (mine !== stops) return;
+            if (mine !== stops.tally) return;
           }
         postMessage({ kind: "tally", job, done: true });
       },
-      stop() { stops++; },
+      stop({ of }) { stops[of]++; },
       check() { postMessage({ kind: "check", ...engine.check() }); },
     };
     onmessage = ({ data }) => serving[data.kind](data);
@@ -268,7 +272,7 @@ function look() {
 }
 
 function askMap() {
-  if (map && !map.done) back.postMessage({ kind: "stop" });
+  if (map && !map.done) back.postMessage({ kind: "stop", of: "map" });
   const wide = state.box === "wide";
   map = { columns: wide ? 37 : 31, rows: 13, cells: [], down: state.down, box: BOXES[state.box], at: state.box };
   back.postMessage({ kind: "map", job: ++jobs.map, config: config(), columns: map.columns, rows: map.rows });
@@ -277,8 +281,7 @@ function askMap() {
 
 function stopTally() {
   jobs.tally++;
-  back.postMessage({ kind: "stop" });
-  lastSlice = map && map.done ? lastSlice : ""; // a stop ends an unfinished map too
+  back.postMessage({ kind: "stop", of: "tally" });
   tally = [];
   drawTally();
 }
@@ -286,8 +289,8 @@ function stopTally() {
 function askTally() {
   tally = [];
   back.postMessage({ kind: "tally", job: ++jobs.tally, config: config(), images: EXPLORER.phantoms.labels.length });
-  $("run-all").disabled = true;
   drawTally();
+  $("run-all").disabled = true;
 }
 
 const hear = {
@@ -309,6 +312,7 @@ const hear = {
       runs.push({ move: state.move, box: state.box, queries: spent, loss: answer.loss });
       const [right, down, angle] = answer.s;
       state = { ...state, right, down, angle };
+      tellAddress();
       drawControls();
       look();
       if (slice() !== lastSlice) { lastSlice = slice(); askMap(); }
@@ -443,7 +447,7 @@ function drawMap() {
   $("map-low").textContent = `−${rotation}°`;
   $("map-high").textContent = `+${rotation}°`;
   const shift = Number(translation.toFixed(2));
-  $("map-note").textContent = `The attacked network’s answer at each turn (across) and shift to the right (up, ±${shift} px), ${state.down ? `${signed(state.down, 1)} px down` : "none down"}. The cross is you${queries.length ? "; dots are queries, faint where they were shifted down otherwise" : ""}.`;
+  $("map-note").textContent = `The attacked network’s answer at each turn (across) and shift to the right (up, ±${shift} px), ${state.down ? `${signed(state.down, 1)} px down` : "none down"}. The cross is you${queries.length ? "; dots are queries, faint where they were shifted down otherwise" : ""}.${state.order === "turn-noise" && state.noise !== "none" && state.eps > 0 ? " Map and searches are of the cell before its noise, which is made after the turn." : ""}`;
   const wrong = map && map.at === state.box ? map.cells.filter((cell) => cell[3] > 0).length / Math.max(map.cells.length, 1) : 0;
   canvas.setAttribute("aria-label", `Map of the answers over turn and shift: wrong on ${per100(wrong, 0)} of it`);
 }
@@ -547,8 +551,8 @@ function listen() {
   const turned = (angle) => ((((angle + 180) % 360) + 360) % 360) - 180;
   const KEYS = { ArrowLeft: ["right", -0.25], ArrowRight: ["right", 0.25], ArrowUp: ["down", -0.25], ArrowDown: ["down", 0.25], "[": ["angle", 5], "]": ["angle", -5] };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !KEYS[event.key]) return;
-    if (event.key.startsWith("Arrow") && document.activeElement !== $("seen")) return; // elsewhere, arrows scroll and slide
+    if (document.activeElement !== $("seen") || !KEYS[event.key] || event.metaKey) return; // elsewhere, arrows scroll and slide
+    if ((event.ctrlKey || event.altKey) && event.key.startsWith("Arrow")) return; // brackets may need both, as AltGr
     event.preventDefault();
     const [key, step] = KEYS[event.key];
     change({ [key]: key === "angle" ? turned(state.angle + step) : bounded(key, state[key] + step) });

@@ -77,11 +77,11 @@ def sharpness(record: Record) -> Figure:
     """Sharpness within ε (left) and largest curvature (right), in spreads of the logits, a row a task."""
     o = record.outcomes
     named = {
-        "relative": "rise of the loss within 4/255",
-        "curvature": "largest curvature, log₁₀",
+        "relative": ("rise of the loss within 4/255", "spreads of the logits"),
+        "curvature": ("largest curvature", "log₁₀ of squared spreads a squared pixel range"),
     }
     return charts.figure(
-        [_ranking(o.mean(column), o, title=title, xlabel="spreads of the logits") for column, title in named.items()],
+        [_ranking(o.mean(column), o, title=title, xlabel=unit) for column, (title, unit) in named.items()],
         name="sharpness",
         record=record,
         share="y",
@@ -157,7 +157,7 @@ def landscapes(record: Record) -> Figure:
         record=record,
         caption=f"How far the mean cross-entropy rises above that of the clean images, {edge:g}/255 away from them: "
         "along the sign of its gradient, and along random signs at right angles to it. The scale is straight within "
-        "±1 and logarithmic outside.",
+        "±2 and logarithmic outside.",
         alt=f"Dot chart of the mean rise of the loss {edge:g}/255 away, a row a task, along the gradient and across. "
         f"Along it: {', '.join(f'{names[task]} {value:.2g}' for task, value in steep.items())}.",
     )
@@ -181,7 +181,7 @@ def slices(record: Record) -> Figure:
         record=record,
         share="y",
         caption="Slices of the loss: how far the mean cross-entropy rises above that of the clean images (0), in a "
-        "scale that is straight within ±1 and logarithmic outside.",
+        "scale that is straight within ±2 and logarithmic outside.",
         alt=f"Line charts of the mean rise of the loss, a line a task. At the right end, along the gradient: {ends}.",
     )
 

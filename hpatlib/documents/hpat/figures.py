@@ -140,10 +140,13 @@ def benchmarks(record: Record) -> Figure:
     names = o.values("network")
     looks = {name: Style(base.network(name), charts.PAINT[0]) for name in names}
     told = printed.rename(index={name.partition(" (")[0]: name for name in names}).rename_axis("network").reset_index()
+    others = [name for name in told["network"] if name not in names]  # which the document has, and we have not
+    looks |= {name: Style(base.network(name), charts.PAINT[0]) for name in others}
     shown = []
     for metric, cells in scores.items():
         words = ACROSS | {"xlabel": f"{metric}, %", "published": told.rename(columns={metric: "value"})}
-        shown.append(charts.dots(cells.table(), "network", looks, each=cells.each(), **words))
+        table = pd.concat([cells.table(), pd.DataFrame({"network": others})], ignore_index=True)
+        shown.append(charts.dots(table, "network", looks, each=cells.each(), **words))
     best = max(names, key=lambda name: o.accuracy[name].value)
     return charts.figure(
         shown,
@@ -530,8 +533,10 @@ def framework(walk: Walk, record: Record) -> Figure:
     """
     names, count = list(walk.pictures), len(next(iter(walk.pictures.values())))
     boxes = pd.DataFrame([{"part": title.replace("\n", " "), "shape": shape} for title, shape in walk.network])
-    away = [255 * float(abs(walk.pictures[name] - walk.pictures["X"]).mean()) for name in names]
-    data = pd.DataFrame({"picture": names, "mean distance from X, grey levels": away})
+    # The noise, shown enlarged around grey, is no neighbour of X.
+    near = [name for name in names if "enlarged" not in name]
+    away = [255 * float(abs(walk.pictures[name] - walk.pictures["X"]).mean()) for name in near]
+    data = pd.DataFrame({"picture": near, "mean distance from X, grey levels": away})
     images = [[walk.pictures[name][k] for name in names] for k in range(count)]
     strip = charts.strip(images, [f"image {k}" for k in range(1, count + 1)], names, data=data)
     return charts.figure(

@@ -337,7 +337,9 @@ def _attack_trained(table: pd.DataFrame) -> list[str]:
 
 def _by_test(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of ``TESTS`` in that order."""
-    return table[table["test"].isin(list(TESTS))].sort_values("test", key=lambda t: t.map(list(TESTS).index))
+    return table[table["test"].isin(list(TESTS))].sort_values(
+        "test", key=lambda t: t.map(list(TESTS).index), kind="stable"
+    )
 
 
 def _largest(rows: pd.DataFrame) -> float:
