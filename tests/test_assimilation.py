@@ -337,7 +337,7 @@ def test_the_front_learns_at_its_own_rate_and_the_rest_at_its_own(tmp_path):
     assert moved[1e-2][1] == pytest.approx(moved[1e-3][1])
     with pytest.raises(ValueError, match="needs a model with a front"):
         fit(nn.Sequential(nn.Flatten(), nn.Linear(24 * 24, 2)), images, Recipe(epochs=1, front_lr=1e-2))
-    with pytest.raises(ValueError, match="front_lr and decay must be positive"):
+    with pytest.raises(ValueError, match="front_lr must be positive and finite"):
         Recipe(front_lr=0.0)
 
 

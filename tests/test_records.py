@@ -256,7 +256,7 @@ from hpatlib import claims, records
 for number in range(21):
     records.folder = lambda: pathlib.Path(sys.argv[1]) / str(number)
     judged = claims.judge("hpat", ["hpat/fig4_training_strategies"])
-    assert len(judged) > 10 and all(j.quantity is not None and j.record is not None for j in judged)
+    assert len(judged) >= 10 and all(j.quantity is not None and j.record is not None for j in judged)
 print(time.process_time(), "torch" in sys.modules)
 """
     threads = os.environ | {"OMP_NUM_THREADS": "1"}
