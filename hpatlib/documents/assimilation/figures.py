@@ -436,5 +436,9 @@ def _where(record: Record) -> str:
 
 
 def _ticks(table: pd.DataFrame) -> list[float]:
-    """Every other strength above zero, the largest among them."""
-    return sorted(set(table["level"][table["level"] > 0]))[::-2][::-1]
+    """The largest strength, and every one that is at most a quarter of the next tick: nearer ones would touch."""
+    ticks: list[float] = []
+    for level in sorted(set(table["level"][table["level"] > 0]), reverse=True):
+        if not ticks or level <= ticks[-1] / 4:
+            ticks.append(level)
+    return ticks[::-1]
