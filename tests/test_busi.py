@@ -272,7 +272,9 @@ def test_breastmnist(tmp_path):
 
 
 def test_a_wrong_breastmnist_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"Set HPAT_DATA to the folder that holds medmnist/, or that shall, and run"):
+    with pytest.raises(
+        FileNotFoundError, match=r"Set HPAT_DATA to the folder that holds medmnist/, or that shall, and run"
+    ):
         data.load("breastmnist", real=True, size=28, root=tmp_path)
     for name, options in (("big", {"side": 64}), ("many", {"top": 2})):
         breast_file(tmp_path / name, **options)
