@@ -192,9 +192,7 @@ def _worst(
 
 def hardest(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Of several answers ``[B, classes]`` to each image, the one that speaks least for its label: ``[B, classes]``."""
-    least = torch.stack([margin_loss(each, labels) for each in answers]).argmax(
-        dim=0
-    )  # a margin is how far it is wrong
+    least = torch.stack([margin_loss(each, labels) for each in answers]).argmax(dim=0)
     return torch.stack(list(answers))[least, torch.arange(len(labels), device=labels.device)]
 
 

@@ -66,12 +66,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        for name in ("epochs", "batch_size", "decay_every", "patience"):
-            if name != "patience" or self.patience is not None:
-                check_whole(name, getattr(self, name))
-        for name in ("lr", "decay", "front_lr"):
-            if name != "front_lr" or self.front_lr is not None:
-                check_number(name, getattr(self, name), lambda rate: 0 < rate < math.inf, "be positive and finite")
+        for name in ["epochs", "batch_size", "decay_every"] + ["patience"] * (self.patience is not None):
+            check_whole(name, getattr(self, name))
+        for name in ["lr", "decay"] + ["front_lr"] * (self.front_lr is not None):
+            check_number(name, getattr(self, name), lambda rate: 0 < rate < math.inf, "be positive and finite")
         if self.augment not in (None, *get_args(Augment)):
             known = ", ".join(get_args(Augment))
             raise ValueError(f"unknown augment {self.augment!r}: choose one of {known}, or None")
