@@ -172,6 +172,11 @@ def test_the_claims_page_is_short_and_sifts_without_a_server(browser, html):
     rows = tab.locator(".hpat-row:visible")
     shown = rows.count()
     assert shown > 0 and tab.evaluate("document.documentElement.scrollHeight") <= 6 * 900
+    asked = tab.locator(".hpat-filter input[value=inconclusive]")  # what is undecided is one click away
+    assert tab.locator(".hpat-row[data-verdict=inconclusive]:visible").count() == 0
+    asked.check()
+    assert rows.count() - shown == tab.locator(".hpat-row[data-verdict=inconclusive]:visible").count() > 0
+    asked.uncheck()
     tab.locator(".hpat-filter input[value=contradicted]").uncheck()
     assert rows.count() < shown and tab.locator(".hpat-row[data-verdict=contradicted]:visible").count() == 0
     tab.evaluate("location.hash = 'fig6-curve-30'")

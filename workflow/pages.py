@@ -263,10 +263,10 @@ def page(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) ->
     """The page of all claims, by question, as MyST text."""
     everything = [j for judged in ledger.values() for j in judged]
     given = claims.counted(everything)
-    tested = {verdict for verdict, n in given.items() if n} - {"not yet tested"}
+    decided = {v for v in ("supported", "contradicted", "near its threshold") if given[v]}  # the others: one click away
     boxes = ""
     for v, number in given.items():
-        (sign, _, kind), on = answers.BADGES[v], " checked" if v in tested or not tested else ""
+        (sign, _, kind), on = answers.BADGES[v], " checked" if v in decided or not decided else ""
         boxes += f'<label class="{kind}"><input type="checkbox" value="{v}"{on}> <b>{number}</b> {sign} {v}</label>'
 
     boxes += "".join(
