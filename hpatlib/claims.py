@@ -303,7 +303,8 @@ def _dose(measured: Quantity, record: Record | None, least: dict[str, float]) ->
         if not arms:
             return f"no dose {name!r} was recorded"
         if (mean := min(sum(doses) / len(doses) for doses in arms)) < minimum:
-            return f"the treatment was not given: {name} is {mean:.4f}, and {minimum:g} is needed"
+            called = name.replace("_", " ")
+            return f"a treatment did too little: its {called} is {mean:.4f} on average, and {minimum:g} is needed"
     return ""
 
 

@@ -55,8 +55,11 @@ class Adversary:
     ``eps``, ``step`` in [0, 1], ``iterations``, ``start``: PGD as in ``attacks.pgd``, none where ``eps`` is 0; one
     step of ``eps`` without a start is FGSM. ``translation`` (± pixels), ``rotation`` (± degrees): the range of STBO
     with ``evaluations`` queries an image, none where that is 0. ``literal`` reads line 8 of Algorithm 1 as printed:
-    STBO after each step, on what the last one left (L15). Raises ``ValueError`` where nothing is left to do, or
-    nothing could come of it: a pixel budget without a step, a search in a box without room.
+    STBO after each step, on what the last one left (L15). ``warmup``: in so many epochs of a training, the first ones,
+    all ranges grow in equal steps, and PGD's iterations with them (`at`); the documents have none (L36).
+
+    Raises ``ValueError`` where nothing is left to do, or nothing could come of it: a pixel budget without a step, a
+    search in a box without room.
     """
 
     eps: float = 0.0
@@ -67,6 +70,7 @@ class Adversary:
     rotation: float = 0.0
     evaluations: int = 0
     literal: bool = False
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         box = Box(self.translation, self.rotation)
@@ -77,6 +81,7 @@ class Adversary:
             "translation": box.translation,
             "rotation": box.rotation,
             "evaluations": check_whole("evaluations", self.evaluations, least=0),
+            "warmup": check_whole("warmup", self.warmup, least=0),
         }
         for name, value in plain.items():  # NumPy's numbers become Python's: a run's key is made of them
             object.__setattr__(self, name, value)
@@ -88,6 +93,25 @@ class Adversary:
             raise ValueError(f"an adversary with eps = {self.eps!r} needs a step > 0, such as step=eps: found 0")
         if self.evaluations and not (self.translation or self.rotation):
             raise ValueError("a search needs room: found evaluations > 0 but translation and rotation both 0")
+
+    def at(self, epoch: int) -> "Adversary":
+        """The adversary of an epoch, counted from 0: itself, and (epoch + 1) / (warmup + 1) of it while it warms up.
+
+        With ``warmup`` 5, that of H6 (`environment`) is that of H1 in the first epoch, of H2 in the second, and so on.
+        """
+        if epoch >= self.warmup:
+            return self
+        share = (epoch + 1) / (self.warmup + 1)
+        eps = share * self.eps
+        return replace(
+            self,
+            eps=eps,
+            step=min(self.step, eps),
+            iterations=-(-self.iterations * (epoch + 1) // (self.warmup + 1)),  # rounded up
+            translation=share * self.translation,
+            rotation=share * self.rotation,
+            warmup=0,
+        )
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         spatial = None

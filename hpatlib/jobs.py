@@ -171,10 +171,12 @@ def work(run: Run, images: int) -> float:
     """Floating-point operations of a training on its share of ``images``, if no patience ends it early."""
     recipe, adversary = run.recipe, run.adversary
     both, train = 1 + BACKWARD, images * (1 - run.test)
-    passes = both * (2 if adversary is not None or run.static == "mixed" else 1)  # an image, in forward passes
+    # Of an image, counted in forward passes.
+    passes: float = both * (2 if adversary is not None or run.static == "mixed" else 1)
     if adversary is not None:
-        passes += both * adversary.iterations * (adversary.eps > 0)
-        passes += adversary.evaluations * (adversary.iterations if adversary.literal else 1)
+        iterations = sum(adversary.at(epoch).iterations for epoch in range(recipe.epochs)) / recipe.epochs
+        passes += both * iterations * (adversary.eps > 0)
+        passes += adversary.evaluations * (iterations if adversary.literal else 1)
     epochs = recipe.epochs * (1 if recipe.patience is None else 7 / 8)
     made_once = both if run.static_eps is not None else 0
     channels = 3 if run.front is not None else len(data.SOURCES[run.dataset].mode)

@@ -134,8 +134,9 @@ def fit(
     """Train ``model`` in place with Adam and cross-entropy, Algorithm 1 where there is an ``attack``; a row an epoch.
 
     ``attack(model, images, labels)`` makes the second half of each batch: its loss is added to that of the clean half
-    (equation 14 without η, L24). It must leave the model as found. A model with MixBN is attacked through its
-    adversarial branch, and each half of the batch goes through its own. Rows hold ``loss`` (of both halves together),
+    (equation 14 without η, L24). It must leave the model as found. One with a method ``at(epoch)``, as `Adversary` has
+    it, is asked for the attack of each epoch, counted from 0. A model with MixBN is attacked through its adversarial
+    branch, and each half of the batch goes through its own. Rows hold ``loss`` (of both halves together),
     ``accuracy`` and ``adversarial_accuracy`` on the training images as they were seen, and ``seconds``.
 
     ``objective(model, images, labels)`` returns another loss than cross-entropy, and the logits; it excludes an attack.
@@ -174,7 +175,8 @@ def fit(
     best: dict[str, Tensor] = {}
     alone = len(data) % recipe.batch_size == 1 and _refused_alone(model, data, device, attack, objective)
     rows = _restore(checkpoint, model, optimizer, best) if checkpoint is not None else []
-    step, stepper, backward = team.prepared(_Step(model, attack, objective), optimizer)
+    inner = _Step(model, attack, objective)
+    step, stepper, backward = team.prepared(inner, optimizer)
     total, initial = recipe.epochs * len(data), len(rows) * len(data)
     bar = tqdm(total=total, initial=initial, desc="train", unit="image", leave=False, disable=not team.first)
     with bar, torch.random.fork_rng(devices=cuda(device)):
@@ -189,6 +191,7 @@ def fit(
             shuffle = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
             for group in optimizer.param_groups:
                 group["lr"] = group["first_lr"] * recipe.decay ** (epoch // recipe.decay_every)
+            inner.attack = grown(epoch) if (grown := getattr(attack, "at", None)) else attack
             model.train()
             totals = torch.zeros(3, device=device)  # loss and hits, summed on the device: no wait inside the loop
             for images, labels in data.batches(recipe.batch_size, generator=shuffle, device=device):

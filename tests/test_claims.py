@@ -523,11 +523,11 @@ def test_the_gate_of_what_is_compared(world):
 
 
 def test_the_gate_of_a_dose(world):
-    models = [model(k, key=f"m{k}", dose={"spread": 0.001 * k} if k else {}) for k in range(6)]
+    models = [model(k, key=f"m{k}", dose={"mean_spread": 0.001 * k} if k else {}) for k in range(6)]
     record(world.evidence, CHAPTER, PLACES, EVEN, models=models)
-    told = "the treatment was not given: spread is 0.0030, and 0.01 is needed"
-    assert gated(world, "dose", {"spread": 0.01}) == ("cannot tell", told)
-    assert gated(world, "dose", {"spread": 0.003})[0] == "supported"
+    told = "a treatment did too little: its mean spread is 0.0030 on average, and 0.01 is needed"
+    assert gated(world, "dose", {"mean_spread": 0.01}) == ("cannot tell", told)
+    assert gated(world, "dose", {"mean_spread": 0.003})[0] == "supported"
     assert gated(world, "dose", {"texture": 0.003}) == ("cannot tell", "no dose 'texture' was recorded")
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import tomllib
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +20,7 @@ from hpatlib.documents import hpat
 from hpatlib.documents.hpat import figures, quantities, study
 from hpatlib.documents.hpat.quantities import LONGER, PIXEL, SPATIAL
 from hpatlib.hybrid import environment, random_noise, showcase, within_cell
-from hpatlib.mixbn import strip
+from hpatlib.mixbn import branch, strip
 from hpatlib.outcomes import Outcomes, Unmeasured, tidy
 from hpatlib.plots.base import Figure, Table
 from hpatlib.records import Record
@@ -580,6 +581,13 @@ def test_strategies_are_the_documents():
     twice = replace(full.run.recipe, epochs=40, decay_every=20)
     assert [run.recipe for run in named[LONGER]] == [twice] * 6
     assert [replace(run, recipe=full.run.recipe) for run in named[LONGER]] == named["Standard"] == full.runs()
+    small = hpat.choose("laptop", "real", 0)  # where adversaries grow, and what is compared is trained for longer
+    grown = study.adversaries(small)
+    assert all(each.warmup == 5 for name, each in grown.items() if name != "Standard")
+    assert grown["Adv_h"].at(0).eps == environment(1).eps and full.settings.warmup == 0
+    compared = study.strategies(small, [*grown, LONGER])
+    assert {run.recipe.epochs for name in grown for run in compared[name]} == {10} and small.run.recipe.epochs == 6
+    assert {run.recipe.epochs for run in compared[LONGER]} == {20}
     figure_4 = [run for several in study.strategies(full, list(adversaries)).values() for run in several]
     assert all(run in figure_4 for n in pairs if "+" not in n for run in named[n])  # trained once for both chapters
 
@@ -630,8 +638,8 @@ def test_every_figure_is_a_picture_with_words(made, chosen):
     assert rows.loc[("Standard", "H6"), "value"] == four["patient", "Standard", "H6", "searched"].value
     assert rows.loc["published", "value"].tolist() == [0.845, 0.483]
     rows = shown[7].data.query("panel.str.startswith('hybrid')").set_index(["training", "branch"])
-    for branch, name in (("MixBN, adversarial branch", "Adv_h+MixBN"), ("without MixBN", "Adv_h")):
-        assert rows.loc[("Adv_h", branch), "published"] == pytest.approx(TABLE_2[name][0] / 100)
+    for side, name in (("MixBN, adversarial branch", "Adv_h+MixBN"), ("without MixBN", "Adv_h")):
+        assert rows.loc[("Adv_h", side), "published"] == pytest.approx(TABLE_2[name][0] / 100)
     loss = six.outcomes.mean("loss")
     mean = np.mean([loss["180", name, "100"].value for name in quantities.STBO])
     rows = shown[5].data.query("panel.str.startswith('STBO less STM, ±180°')")
@@ -707,6 +715,44 @@ def test_which_reading_comes_nearest_is_a_mean_distance(made):
         off += list(np.abs(100 * np.mean(each, axis=0) - printed))
     row = table[table["images"].str.startswith("each") & table["branch of MixBN"].str.startswith("adv")].iloc[0]
     assert float(row["all"]) == pytest.approx(np.mean(off), abs=0.051)
+
+
+@pytest.mark.parametrize("name", ["Adv_PGD", "Adv_h", "Adv_h+MixBN"])
+def test_the_dose_of_an_adversary_is_what_was_learned_from_it(made, chosen, name):
+    """How often a training is right on its own perturbed training images, less a guess; others have no such dose."""
+    (run, *_) = study.strategies(chosen, [name])[name]
+    trained = runs.train_or_load(run)
+    images, labels = measure.sample(trained.train, chosen.settings.hardest).tensors()
+    torch.manual_seed(run.seed)
+    with branch(trained.model, "adv") if run.mixbn else nullcontext():
+        guess = measure.logits(trained.model, run.adversary(trained.model, images, labels)).argmax(dim=1)
+    expected = (guess == labels).double().mean() - max((labels == k).double().mean() for k in (0, 1))
+    several = made["hpat/table2_mixbn"].header.models
+    (dose,) = (m.dose for m in several if m.key == trained.provenance["key"])
+    assert dose["gain_over_guessing"] == pytest.approx(float(expected))
+    assert all(bool(m.dose) == ("adversary" in m.run) for m in several)
+
+
+class Constant(torch.nn.Module):
+    """The second class, whatever it sees, by the margin of its one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.margin = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return torch.stack([0 * images.mean(dim=(1, 2, 3)), self.margin + 0 * images.mean(dim=(1, 2, 3))], dim=1)
+
+
+def test_one_answer_for_all_has_learned_nothing_from_its_adversary(chosen):
+    run, other = (study.strategies(chosen, [name])[name][0] for name in ("Adv_PGD", "Standard"))
+    trained = replace(runs.train_or_load(run), model=Constant())
+    share = np.mean(measure.sample(trained.train, 8).labels)
+    before = torch.random.get_rng_state()
+    assert study.gain_over_guessing(trained, run, 8) == pytest.approx(min(0, 2 * share - 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with pytest.raises(ValueError, match="without one"):
+        study.gain_over_guessing(trained, other, 8)
 
 
 def test_thresholds_are_set_on_training_images(made, chosen):

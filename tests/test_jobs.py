@@ -106,6 +106,7 @@ def test_operations_are_those_that_are_printed(model, size, printed):
         Adversary(rotation=30.0, evaluations=5),
         Adversary(eps=0.1, step=0.05, iterations=2, rotation=30.0, translation=1.0, evaluations=4),
         Adversary(eps=0.1, step=0.05, iterations=2, rotation=30.0, evaluations=4, literal=True),
+        Adversary(eps=0.1, step=0.02, iterations=8, warmup=1),
     ],
 )
 def test_work_is_what_passes_through_the_network(adversary):

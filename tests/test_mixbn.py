@@ -1,6 +1,7 @@
 """MixBN: the branches are the batch norms they came from, 'mix' is two passes in one, and nothing else changes."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from hpatlib import attacks, models, training
 from hpatlib.data import load
-from hpatlib.hybrid import Adversary
+from hpatlib.hybrid import Adversary, environment
 from hpatlib.mixbn import MixBatchNorm2d, branch, convert_mixbn, mixed, strip
 
 WITH_NORM = ["resnet50", "densenet121", "densenet201", "seresnext50_32x4d", "efficientnet_b3", "tf_efficientnet_lite0"]
@@ -330,8 +331,26 @@ def test_line_8_as_printed_searches_after_every_step(model, images, labels, monk
         ({"evaluations": -5, "rotation": 30}, "evaluations must .* found -5"),
         ({"evaluations": 5, "rotation": -30}, "rotation must .* found -30"),
         ({"evaluations": 5, "translation": float("nan")}, "translation must .* found nan"),
+        ({"eps": 0.1, "step": 0.1, "warmup": -1}, "warmup must .* found -1"),
     ],
 )
 def test_adversaries_without_meaning_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Adversary(**given)
+
+
+def test_an_adversary_that_warms_up_goes_through_the_environments():
+    whole = environment(6, size=64)
+    same = {"start": "gaussian", "evaluations": 12, "translation": whole.box.translation, "rotation": 180.0}
+    hybrid = Adversary(eps=whole.eps, step=whole.step, iterations=whole.iterations, **same, warmup=5)
+    for epoch in range(5):
+        now, place = hybrid.at(epoch), environment(epoch + 1, size=64)
+        assert (now.eps, now.step) == (pytest.approx(place.eps), pytest.approx(place.step))
+        assert now.iterations == place.iterations and now.warmup == 0
+        assert (now.translation, now.rotation) == (pytest.approx(place.box.translation), place.box.rotation)
+        assert (now.start, now.evaluations) == ("gaussian", 12)  # what is no range stays
+    assert hybrid.at(5) is hybrid.at(99) is hybrid
+    slow = Adversary(eps=6 / 255, step=6 / 255, warmup=11)  # FGSM's one step never leaves its ball
+    assert [slow.at(k).step for k in range(11)] == [slow.at(k).eps for k in range(11)]
+    assert slow.at(0).eps == pytest.approx(0.5 / 255)
+    assert replace(hybrid, warmup=0).at(0) == replace(hybrid, warmup=0)

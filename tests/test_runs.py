@@ -73,7 +73,7 @@ def test_defaults_are_part_of_every_key():
         Recipe: {"epochs": 20, "batch_size": 16, "lr": 1e-3, "decay": 0.1, "decay_every": 10, "patience": None}
         | {"augment": None, "front_lr": None},
         Adversary: {"eps": 0, "step": 0, "iterations": 1, "start": None, "translation": 0, "rotation": 0}
-        | {"evaluations": 0, "literal": False},
+        | {"evaluations": 0, "literal": False, "warmup": 0},
         Objective: {"target": "C(T(x))", "texture": Objective(1).texture},
         type(Objective(1).texture): {"form": "max", "distance": 3, "angles": 8, "window": 20, "stride": None}
         | {"features": ("asm", "contrast", "homogeneity", "correlation", "dissimilarity")},
@@ -94,6 +94,7 @@ def test_a_key_follows_from_what_decides_the_model_and_from_nothing_else(monkeyp
     other = replace(PLAIN, size=np.int64(64), seed=np.int32(0), recipe=Recipe(lr=np.float64(1e-3), decay_every=10))
     assert key(other, "f00d") == base
     assert key(replace(PLAIN, test=np.float64(1 / 3)), "f00d") == base
+    assert len({key(replace(PLAIN, adversary=replace(PGD, warmup=n)), "f00d") for n in (0, 1, np.int64(1), 2)}) == 3
     assert key(replace(PLAIN, adversary=replace(HYBRID, translation=np.int64(3), rotation=180.0)), "f00d") == key(
         replace(PLAIN, adversary=HYBRID), "f00d"
     )

@@ -120,6 +120,41 @@ def test_adversarial_training_adds_the_loss_on_attacked_images():
     assert both == pytest.approx(2 * clean, rel=1e-5)  # the mixture of a batch with itself has its statistics
 
 
+def test_an_attack_of_each_epoch_is_asked_for_by_its_number_also_where_a_training_goes_on(tmp_path):
+    class Growing:
+        """Darkens by a tenth more an epoch, and dies in epoch ``dies``."""
+
+        def __init__(self, dies: int | None = None) -> None:
+            self.dies, self.asked = dies, []
+
+        def at(self, epoch):
+            self.asked.append(epoch)
+
+            def darker(model, images, labels):
+                if epoch == self.dies:
+                    raise KeyboardInterrupt
+                return images * (1 - epoch / 10)
+
+            return darker
+
+        def __call__(self, model, images, labels):
+            return images
+
+    data, recipe, checkpoint = bright_or_dark(), Recipe(epochs=3, batch_size=32), tmp_path / "checkpoint.safetensors"
+    whole, resumed, constant = tiny(), tiny(), tiny()
+    growing = Growing()
+    fit(whole, data, recipe, attack=growing)
+    assert growing.asked == [0, 1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        fit(resumed, data, recipe, attack=Growing(dies=1), checkpoint=checkpoint)
+    later = Growing()
+    fit(resumed, data, recipe, attack=later, checkpoint=checkpoint)
+    assert later.asked == [1, 2]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    fit(constant, data, recipe, attack=lambda model, images, labels: images)
+    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), constant.parameters(), strict=True))
+
+
 def seen(augment: str | None, *, epochs: int = 1, count: int = 64) -> list[torch.Tensor]:
     """Every image that a training showed to its model: one picture without any symmetry, ``count`` times an epoch."""
     shown = []

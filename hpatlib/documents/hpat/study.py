@@ -36,6 +36,7 @@ from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
 from hpatlib.spatial import Box, SearchResult, direct_search, gradient_ascent, grid_search, local_search, random_search
 from hpatlib.stbo import stbo
+from hpatlib.training import Recipe, attacked, cuda
 from hpatlib.worst_case import smallest_eps
 
 BUDGETS = (1, 3, 9, 18, 27, 45, 63, 81, 99, 100)  # of the searches whose history is kept; a gradient counts three
@@ -49,8 +50,10 @@ Name = TypeVar("Name")
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``networks``: table 1's, (name, weights), each trained ``network_trainings`` times; ``train_searches``,
     ``searches``, ``network_searches``: STBO's queries an image when training, when measuring, and when measuring
-    ``networks`` or figure 4's H1 to H5; ``grid_step``: of figure 5's grid; ``hardest``, ``dense``: how many test images
-    searches of H6 and figure 6's dense grid are measured on. Fixed H6, figure 1 and clean images: all test images.
+    ``networks`` or figure 4's H1 to H5; ``strategy``: the recipe of all trainings that are compared with adversarial
+    ones (None: ``recipe``), whose adversaries grow over ``warmup`` epochs (L36); ``grid_step``: of figure 5's grid;
+    ``hardest``, ``dense``: how many test images searches of H6 and figure 6's dense grid are measured on. Fixed H6,
+    figure 1 and clean images: all test images.
     """
 
     networks: tuple[tuple[str, str], ...]
@@ -61,13 +64,15 @@ class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields
     grid_step: int
     hardest: int
     dense: int
+    strategy: Recipe | None = None
+    warmup: int = 0
 
 
 def adversaries(chosen: Chosen[Profile]) -> dict[str, Adversary | None]:
     """The five training strategies by name: who makes the second half of a batch.
 
     ε = 6/255, PGD with six steps of 1/255 from 0.001 · N(0, 1); STBO in ±180° and ±12 px of 300, with the profile's
-    number of queries (the document's: 100).
+    number of queries (the document's: 100); all growing for as many epochs as the profile says (L36).
     """
     worst = environment(6, size=chosen.size)
     pixel = Adversary(eps=worst.eps, step=worst.step, iterations=worst.iterations, start="gaussian")
@@ -75,7 +80,9 @@ def adversaries(chosen: Chosen[Profile]) -> dict[str, Adversary | None]:
     spatial = Adversary(translation=worst.box.translation, rotation=worst.box.rotation, evaluations=search)
     both = replace(pixel, translation=spatial.translation, rotation=spatial.rotation, evaluations=search)
     fgsm = Adversary(eps=worst.eps, step=worst.eps)
-    return {"Standard": None, "Adv_FGSM": fgsm, "Adv_PGD": pixel, "Adv_RT": spatial, "Adv_h": both}
+    adversarial = {"Adv_FGSM": fgsm, "Adv_PGD": pixel, "Adv_RT": spatial, "Adv_h": both}
+    grown = {name: replace(adversary, warmup=chosen.settings.warmup) for name, adversary in adversarial.items()}
+    return {"Standard": None} | grown
 
 
 def strategies(chosen: Chosen[Profile], names: Sequence[str], split_by: str = "patient") -> dict[str, list[Run]]:
@@ -84,7 +91,7 @@ def strategies(chosen: Chosen[Profile], names: Sequence[str], split_by: str = "p
     All take as many steps of the optimiser. `LONGER` is standard training with twice the epochs: it is shown as many
     images as adversarial training, which learns from each image and from its perturbed twin.
     """
-    adversary, recipe = adversaries(chosen), chosen.settings.recipe
+    adversary, recipe = adversaries(chosen), chosen.settings.strategy or chosen.settings.recipe
     longer = replace(recipe, epochs=2 * recipe.epochs, decay_every=2 * recipe.decay_every)
     return {
         name: chosen.runs(
@@ -110,11 +117,33 @@ def networks(chosen: Chosen[Profile]) -> dict[str, list[Run]]:
 
 def trained(study: Study, named: Mapping[Name, Sequence[Run]]) -> Iterator[tuple[Name, Run, Trained]]:
     """Every run by its name, trained or loaded, a step of ``study`` each; one at a time, so that no two models are in
-    memory."""
+    memory. The dose of those with an adversary: `gain_over_guessing`."""
     runs = [(name, run) for name, several in named.items() for run in several]
     announce(run for _, run in runs)
     models = ((name, run, train_or_load(run)) for name, run in tqdm(runs, "models", unit="model", leave=False))
-    return study.steps(models, lambda each: each[2].provenance["key"])
+    for name, run, found in study.steps(models, lambda each: each[2].provenance["key"]):
+        if run.adversary is not None:
+            dose = {"gain_over_guessing": gain_over_guessing(found, run, study.chosen.settings.hardest)}
+            found = replace(found, provenance=found.provenance | {"dose": dose})
+        yield name, run, found
+
+
+def gain_over_guessing(found: Trained, run: Run, count: int) -> float:
+    """How much more often than by answering the largest class a trained model is right on what its own adversary makes
+    of ``count`` of its training images: 0 where it has learned nothing from the perturbed half of its batches.
+
+    With MixBN: through the adversarial branch. Raises ``ValueError`` for a run without an adversary.
+    """
+    if run.adversary is None:
+        raise ValueError("what was learned from an adversary is asked of a run without one")
+    few = measure.sample(found.train, count)
+    with torch.random.fork_rng(devices=cuda(device_of(found.model))):  # adversaries draw as they do in training
+        torch.manual_seed(run.seed)
+        with branch(found.model, "adv") if run.mixbn else nullcontext():
+            made = attacked(found.model, few, run.adversary)
+            answers = measure.logits_of(found.model, made).argmax(dim=1)
+    right = (answers == made.labels).double().mean()
+    return float(right - made.labels.bincount().max() / len(few))
 
 
 def places(chosen: Chosen[Profile]) -> list[Environment]:
