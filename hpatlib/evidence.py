@@ -89,9 +89,13 @@ def stale(record: Record, judged: Iterable[claims.Judgement]) -> str:
 
 
 def _same(then: Mapping[str, Any], now: Any, record: Record) -> bool:
-    """Whether two versions of a profile are one for this record: of a list of networks, those that it asked matter."""
+    """Whether two versions of a profile are one for this record: of a list of networks, those that it asked matter, and
+    how adversarial trainings and their like are trained matters where it asked one."""
+    adversarial = any(model.run.get("adversary") for model in record.header.models)
     asked = {(model.run.get("model"), model.run.get("weights")) for model in record.header.models}
     for name in then.keys() | now.keys():
+        if name in ("strategy", "warmup") and not adversarial:
+            continue
         before, after = then.get(name), now.get(name)
         pairs = isinstance(before, list) and all(isinstance(each, list) for each in before)
         if pairs and not {tuple(pair) for pair in before or ()} <= asked:

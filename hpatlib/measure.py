@@ -31,7 +31,6 @@ from hpatlib.records import Header, Images, Model, Record
 from hpatlib.runs import Run, Trained, default_device, environment, train_or_load
 from hpatlib.spatial import gradient_ascent
 from hpatlib.stbo import stbo
-from hpatlib.training import Examples
 from hpatlib.worst_case import worst_case
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -47,7 +46,7 @@ def logits(model: nn.Module, images: Tensor, *, batch_size: int = BATCH) -> Tens
         return torch.cat([model(batch) for batch in images.split(batch_size)])
 
 
-def logits_of(model: nn.Module, images: ImageSet | Examples, *, batch_size: int = BATCH) -> Tensor:
+def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = BATCH) -> Tensor:
     """The model's answers ``[N, classes]`` to a set of images, on the CPU."""
     device = device_of(model)
     return torch.cat([logits(model, x).cpu() for x, _ in images.batches(batch_size, device=device)])

@@ -122,6 +122,14 @@ def test_a_list_of_networks_matters_to_records_that_asked_all_of_them(world):
     assert not evidence._same(then, then | {"networks": others[1:]}, made)  # one that was asked is gone
 
 
+def test_how_adversarial_trainings_are_trained_matters_to_records_that_asked_one(world):
+    now = {"size": 64, "warmup": 5, "strategy": {"epochs": 10}}
+    assert evidence._same({"size": 64}, now, measured(world))
+    runs_ = [RUN | {"seed": seed} | ({"adversary": {"eps": 0.1}} if seed == 5 else {}) for seed in range(6)]
+    against = measured(world, models=[model(seed, key=f"m{seed}", run=run) for seed, run in enumerate(runs_)])
+    assert not evidence._same({"size": 64}, now, against) and not evidence._same(now | {"warmup": 4}, now, against)
+
+
 def test_a_changed_profile_and_changed_behaviour_make_a_record_stale(world, commit, monkeypatch):
     measured(world, environment={"commit": f"{commit}-dirty", "device": "CPU", "versions": {}})
     stands = ["made/fig2", "made/fig3"]

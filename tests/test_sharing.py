@@ -18,7 +18,7 @@ fabric = pytest.importorskip("lightning_fabric")
 
 RECIPE = Recipe(epochs=2, batch_size=9, patience=5, augment="turns")
 ADVERSARY = Adversary(
-    eps=8 / 255, step=4 / 255, iterations=2, start="gaussian", translation=3, rotation=180, evaluations=14
+    eps=8 / 255, step=4 / 255, iterations=2, start="gaussian", translation=3, rotation=180, evaluations=14, warmup=1
 )
 
 

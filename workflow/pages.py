@@ -371,6 +371,7 @@ def baselines(found: Sequence[Record]) -> str:
     grouped: dict[tuple[str, ...], list[Model]] = {}
     for m, _ in models.values():
         by = (str(m.run.get("dataset", "–")), m.network, f"{m.run.get('size', '–')} px", m.run.get("split_by", "–"))
+        by += (str(m.run.get("recipe", {}).get("epochs", "–")),)
         grouped.setdefault(by, []).append(m)
     rows = []
     for by, several in sorted(grouped.items()):
@@ -379,7 +380,7 @@ def baselines(found: Sequence[Record]) -> str:
         spread = f"{mean(right):.1f} ({min(right):.1f} to {max(right):.1f})"
         sides = f"{mean(m.train for m in several):.0f}, {mean(m.test for m in several):.0f}"
         rows.append([*by, len(several), sides, spread, f"{mean(trivial):.1f}"])
-    head = ["data", "network", "size", "split by", "trainings", "training, test images"]
+    head = ["data", "network", "size", "split by", "epochs", "trainings", "training, test images"]
     return table([*head, "clean accuracy, %", "largest class, %"], rows, "No network was measured yet.")
 
 

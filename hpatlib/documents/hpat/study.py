@@ -36,7 +36,7 @@ from hpatlib.records import Record
 from hpatlib.runs import Run, Trained, train_or_load
 from hpatlib.spatial import Box, SearchResult, direct_search, gradient_ascent, grid_search, local_search, random_search
 from hpatlib.stbo import stbo
-from hpatlib.training import Recipe, attacked, cuda
+from hpatlib.training import Recipe, cuda
 from hpatlib.worst_case import smallest_eps
 
 BUDGETS = (1, 3, 9, 18, 27, 45, 63, 81, 99, 100)  # of the searches whose history is kept; a gradient counts three
@@ -52,8 +52,8 @@ class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields
     ``searches``, ``network_searches``: STBO's queries an image when training, when measuring, and when measuring
     ``networks`` or figure 4's H1 to H5; ``strategy``: the recipe of all trainings that are compared with adversarial
     ones (None: ``recipe``), whose adversaries grow over ``warmup`` epochs (L36); ``grid_step``: of figure 5's grid;
-    ``hardest``, ``dense``: how many test images searches of H6 and figure 6's dense grid are measured on. Fixed H6,
-    figure 1 and clean images: all test images.
+    ``hardest``, ``dense``: how many test images searches of H6 and figure 6's dense grid are measured on, and the
+    first, how many training images a dose. Fixed H6, figure 1 and clean images: all test images.
     """
 
     networks: tuple[tuple[str, str], ...]
@@ -130,7 +130,7 @@ def trained(study: Study, named: Mapping[Name, Sequence[Run]]) -> Iterator[tuple
 
 def gain_over_guessing(found: Trained, run: Run, count: int) -> float:
     """How much more often than by answering the largest class a trained model is right on what its own adversary makes
-    of ``count`` of its training images: 0 where it has learned nothing from the perturbed half of its batches.
+    of ``count`` of its training images: 0 or less where it has learned nothing from the perturbed half of its batches.
 
     With MixBN: through the adversarial branch. Raises ``ValueError`` for a run without an adversary.
     """
@@ -140,10 +140,9 @@ def gain_over_guessing(found: Trained, run: Run, count: int) -> float:
     with torch.random.fork_rng(devices=cuda(device_of(found.model))):  # adversaries draw as they do in training
         torch.manual_seed(run.seed)
         with branch(found.model, "adv") if run.mixbn else nullcontext():
-            made = attacked(found.model, few, run.adversary)
-            answers = measure.logits_of(found.model, made).argmax(dim=1)
-    right = (answers == made.labels).double().mean()
-    return float(right - made.labels.bincount().max() / len(few))
+            ((_, answers),) = measure.attacked(found.model, few, {"its own": run.adversary})
+    right = answers.argmax(dim=1).numpy() == few.labels
+    return float(right.mean() - np.bincount(few.labels).max() / len(few))
 
 
 def places(chosen: Chosen[Profile]) -> list[Environment]:
@@ -616,8 +615,9 @@ def _tied(model: nn.Module, clean: Tensor, adversarial: Tensor, name: Branch) ->
 def settings_table(chosen: Chosen[Profile]) -> pd.DataFrame:
     """The document's settings beside this profile's: a row each."""
     recipe, (*_, worst), levels = chosen.settings.recipe, places(chosen), places(chosen)[1:]
+    compared = chosen.settings.strategy or recipe
     here: dict[str, float | list[float]] = {
-        "epochs": recipe.epochs,
+        "epochs": list(dict.fromkeys((recipe.epochs, compared.epochs))),
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.lr,
         "crop": chosen.size,
