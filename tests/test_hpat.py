@@ -600,11 +600,11 @@ def test_strategies_are_the_documents():
     assert [replace(run, recipe=full.run.recipe) for run in named[LONGER]] == named["Standard"] == full.runs()
     small = hpat.choose("laptop", "real", 0)  # where adversaries grow, and what is compared is trained for longer
     grown = study.adversaries(small)
-    assert all(each.warmup == 5 for name, each in grown.items() if name != "Standard")
-    assert grown["Adv_h"].at(0).eps == environment(1).eps and full.settings.warmup == 0
+    assert all(each.warmup == 11 for name, each in grown.items() if name != "Standard")
+    assert grown["Adv_h"].at(1).eps == pytest.approx(environment(1).eps) and full.settings.warmup == 0
     compared = study.strategies(small, [*grown, LONGER])
-    assert {run.recipe.epochs for name in grown for run in compared[name]} == {10} and small.run.recipe.epochs == 6
-    assert {run.recipe.epochs for run in compared[LONGER]} == {20}
+    assert {run.recipe.epochs for name in grown for run in compared[name]} == {20} and small.run.recipe.epochs == 6
+    assert {run.recipe.epochs for run in compared[LONGER]} == {40}
     figure_4 = [run for several in study.strategies(full, list(adversaries)).values() for run in several]
     assert all(run in figure_4 for n in pairs if "+" not in n for run in named[n])  # trained once for both chapters
 

@@ -55,6 +55,7 @@ HYBRID = {
     "at once, 6 epochs": (Recipe(epochs=6, decay_every=4), 0),
     "at once, 10 epochs": (Recipe(epochs=10, decay_every=8), 0),
     "growing over 5 of 10 epochs": (Recipe(epochs=10, decay_every=8), 5),
+    "growing over 11 of 20 epochs": (Recipe(epochs=20, decay_every=16), 11),
 }
 BUSI = {
     "document, 1e-3": (Recipe(10, 32, decay=1), {}),
