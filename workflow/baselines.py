@@ -53,8 +53,7 @@ SLIDES = {
 # Of the leukemia paper's hybrid training: the recipe, and the epochs over which the adversary grows.
 HYBRID = {
     "at once, 6 epochs": (Recipe(epochs=6, decay_every=4), 0),
-    "at once, 10 epochs": (Recipe(epochs=10, decay_every=8), 0),
-    "growing over 5 of 10 epochs": (Recipe(epochs=10, decay_every=8), 5),
+    "at once, 20 epochs": (Recipe(epochs=20, decay_every=16), 0),
     "growing over 11 of 20 epochs": (Recipe(epochs=20, decay_every=16), 11),
 }
 BUSI = {
