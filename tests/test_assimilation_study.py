@@ -539,7 +539,7 @@ def test_a_floor_and_a_missing_dose_decide_nothing(records):
     assert "floor" in claims.GATES["floor"](found, None, 0.05)
     record = records["accuracy_vs_attack_strength"]
     margin = quantities.margin(record.outcomes, dataset="chest_ct")
-    assert "channel_spread" in claims.GATES["dose"](margin, record, {"channel_spread": 2.0})
+    assert "channel spread" in claims.GATES["dose"](margin, record, {"channel_spread": 2.0})
     assert not claims.GATES["dose"](margin, record, {"channel_spread": 0.0})
 
 
