@@ -246,8 +246,20 @@ def test_accuracy_falls_along_eps_and_the_standard_attacks_leave_no_more_than_sm
 
 def test_the_standard_attacks_fell_what_lies_within_eps_and_nothing_else(chosen):
     model, images = toy()  # they fall from 0.25, 1, 2.25 and 4 grey levels on
-    right, names = study.stands(model, images, [model], 2, chosen.settings, 0)
-    assert right.tolist() == [False, False, True, True] == [name == "stands" for name in names]
+    for norm in ("linf", "l2"):  # ‖w‖₁ = 4 and ‖w‖₂ = 2, of four pixels: the same four thresholds in either
+        right, told = study.stands(model, images, [model], 2, chosen.settings, 0, norm=norm)
+        assert right.tolist() == [False, False, True, True] == [name == "stands" for name in told["attack"]]
+        assert told["queries"].iloc[0] < told["queries"].iloc[-1]  # who stands is asked by every attack
+
+
+def test_the_other_data_sets_face_the_standard_attacks_in_l2_once(records):
+    o = records["all_datasets"].outcomes.where(attack=quantities.WORST_L2)
+    assert o.values("training") == list(quantities.PAIR) and o.values("eps") == ["0.25/255"]
+    felled = records["all_datasets"].table("felled")
+    assert (felled["queries"] >= 1).all() and felled["eps"].str.endswith("L2").any()
+    passes = figures.felled(records["all_datasets"]).frame["passes, where it stands"]
+    assert passes.str.isdigit().any()
+    assert figures.survival(records["all_datasets"]).data["eps"].str.endswith("L2").any()
 
 
 def test_iterated_attacks_have_the_settings_of_their_names(monkeypatch):
@@ -504,6 +516,27 @@ def test_readings_are_compared_at_the_strengths_that_all_of_them_have():
     assert quantities.apparent_margin(both, dataset="chest_ct", attack="PGD").value == pytest.approx(0.05)
 
 
+def test_another_scale_of_eps_is_read_from_the_smallest_eps():
+    o = results(PGD1=(0, 0), PGD8=(0, 0))
+    least = {"assimilated": 3.0, "vanilla": 0.5}
+    clean = o.rows["attack"] == "none"
+    values = o.rows["training"].astype(str).map(least).where(clean)
+    moved = o.rows[o.rows["attack"] == "PGD"].assign(attack=quantities.TRANSFERRED)
+    rows = pd.concat([o.rows.assign(smallest=values), moved], ignore_index=True)
+    o = replace(o, rows=outcomes.tidy(rows, o.conditions))
+    margins = {s: quantities.rescaled_margin(o, dataset="chest_ct", scale=s).value for s in (1 / 255, 0.3, 1, 4)}
+    # 1/255 and 8/255: both stand at neither and at both; in between, one of the two at one or at both.
+    assert margins == {1 / 255: pytest.approx(0), 0.3: pytest.approx(0.5), 1: pytest.approx(0.5), 4: pytest.approx(0)}
+
+
+def test_what_right_answers_withstand_leaves_the_wrong_ones_out():
+    o = withstanding(vanilla=1)
+    half = np.arange(len(o.rows)) % 2
+    found = quantities.octaves(replace(o, rows=o.rows.assign(label=1, prediction=half, smallest=2.0 * half)))
+    assert found.rows["octaves"].mean() == 3
+    assert quantities.right_alone(found).rows["octaves"].mean() == 6
+
+
 def test_the_worst_of_the_standard_attacks_is_compared_by_name():
     given = {
         (dataset, "a", training, quantities.WORST, "0.25/255"): {"right": [share, share]}
@@ -631,9 +664,10 @@ def test_figures_of_the_results(records, chosen):
     assert len(table) == len(quantities.TRAININGS) and (table["channel spread"] == "–").sum() == 2
     dose = figures.dose(record).data
     assert dose["training"].nunique() == len(quantities.TRAININGS) and len(dose) == 2 * 2 * len(quantities.TRAININGS)
-    assert len(figures.readings(record).frame) == len(figures.READINGS)
+    assert len(figures.readings(record).frame) == len(figures.READINGS) + len(figures.SCALES)
     felled = figures.felled(record).frame
-    assert (felled.drop(columns=["data", "training", "ε"]).sum(axis=1) == 2 * SHOWN).all() and len(felled) == 6
+    counts = felled.drop(columns=["data", "training", "ε", "passes, where it stands"])
+    assert (counts.sum(axis=1) == 2 * SHOWN).all() and len(felled) == 6
     assert figures.strengths(records["all_datasets"]).data["panel"].str.contains("brain MRI").any()
 
 

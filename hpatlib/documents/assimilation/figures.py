@@ -1,7 +1,7 @@
 """Figures and tables of the slides' results."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,22 @@ from hpatlib.documents.assimilation.quantities import (
     LONG,
     MEDICAL,
     MOST,
+    NORMALISED,
     PAIR,
     RANDOM,
     TRANSFERRED,
     WORST,
+    WORST_L2,
     apparent_margin,
     levels,
     octaves,
     printed,
+    rescaled_margin,
     signs,
+    standing,
     strength,
 )
-from hpatlib.outcomes import Cells, Outcomes, Unmeasured
+from hpatlib.outcomes import Unmeasured
 from hpatlib.plots import base, charts
 from hpatlib.plots.base import Figure, Table
 from hpatlib.plots.charts import Style
@@ -51,10 +55,15 @@ SIGNS = {
     "unclear": Style("unclear", charts.PAINT[1], "s", hollow=True),
     "not raised": Style("not raised", charts.PAINT[6], ".", hollow=True),
 }
+OTHER = ("none", WORST, WORST_L2, TRANSFERRED, LONG)  # none of the slides' attacks
 READINGS = {
     "PGD": "each attacked through its own gradients",
     LONG: "the same with steps of 2/255 at every ε",
     TRANSFERRED: "made on the vanilla model, shown to both",
+}
+SCALES = {
+    NORMALISED: "ε added behind ImageNet's normalisation, 4.4 times as small in pixels",
+    1 / 255: "ε added to images from 0 to 255",
 }
 
 
@@ -66,7 +75,7 @@ def names() -> list[str]:
 def strengths(record: Record) -> Figure:
     """Accuracy against ε, a panel a data set, a network and an attack, a line a training; ε = 0 is the clean image."""
     o = record.outcomes
-    attacks = [name for name in o.values("attack") if name not in ("none", WORST, TRANSFERRED, LONG)]
+    attacks = [name for name in o.values("attack") if name not in OTHER]
     table = o.where(training=list(PAIR), attack=["none", *attacks]).accuracy.table()
     table = table.assign(level=table["eps"].map(levels)).sort_values("level", kind="stable")
     shown = []
@@ -98,7 +107,7 @@ def curves(record: Record) -> Figure:
     """The share of images that stand at each ε, from the smallest ε of each image; a panel a data set and a network."""
     o = record.outcomes.where(attack="none", eps=strength(0))
     steps = np.geomspace(LEAST, MOST, 33)
-    table = pd.concat([_standing(o, level).table().assign(level=level) for level in steps])
+    table = pd.concat([standing(o, level).table().assign(level=level) for level in steps])
     ticks = [LEAST * 2**k for k in range(0, round(np.log2(MOST / LEAST)) + 1, 2)]
     panels = list(table.groupby(["dataset", "network"], sort=False))
     words: dict[str, Any] = UP | {"ylabel": "images that stand, %", "ticks": ticks, "ends": False}
@@ -118,11 +127,6 @@ def curves(record: Record) -> Figure:
     )
 
 
-def _standing(o: Outcomes, level: float) -> Cells:
-    """The share of images whose smallest ε lies above ``level`` grey levels."""
-    return replace(o, rows=o.rows.assign(stands=(o.rows["smallest"] > level).astype(float))).mean("stands")
-
-
 def dose(record: Record) -> Figure:
     """What each training withstands against how much it colours pictures: a small point a training, a large one a kind.
 
@@ -132,7 +136,7 @@ def dose(record: Record) -> Figure:
     seen = {(m.run["dataset"], m.network, m.seed, _kind(record, n)): m.dose for n, m in enumerate(record.header.models)}
     sides = {
         "octaves of ε withstood": (o.mean("octaves").each(), ""),
-        "images that stand at 0.25/255, %": (_standing(o, 0.25).each(), "y"),
+        "images that stand at 0.25/255, %": (standing(o, 0.25).each(), "y"),
     }
     needed = documents.toml("assimilation", "claims")["gates"]["dose"]["channel_spread"]
     shown = []
@@ -163,8 +167,8 @@ def _kind(record: Record, model: int) -> str:
 
 def survival(record: Record) -> Figure:
     """Accuracy under the standard attacks together, a panel a data set and a network, a row an ε."""
-    worst = record.outcomes.where(attack=WORST).accuracy
-    table, each, s = worst.table(), worst.each(), _settings(record)
+    worst = record.outcomes.where(attack=[WORST, WORST_L2]).accuracy
+    table, each, s = _by_norm(worst.table()), _by_norm(worst.each()), _settings(record)
     shown = []
     for key, rows in table.groupby(["dataset", "network"], sort=False):
         mine = each[(each["dataset"] == key[0]) & (each["network"] == key[1])]
@@ -179,24 +183,36 @@ def survival(record: Record) -> Figure:
         share="y",
         caption="Accuracy under the worst of the standard attacks: PGD with restarts, Auto-PGD on two losses, FMN, the "
         "Square attack, and Auto-PGD made on another training's model. Bars: 95 % intervals over trainings and "
-        f"images; small points: each training. PGD: {s['restarts']} starts; Square: {s['queries']} queries.",
+        f"images; small points: each training. PGD: {s['restarts']} starts; Square: {s['queries']} queries. L2, where "
+        "it stands: within the length of a change by ε in every pixel, without PGD and Square.",
         alt="Dot charts of accuracy under the standard attacks together, a row an ε, a dot a training. Most is left to "
         f"{TRAININGS[best['training']].label} at {best['eps']}: {100 * best['value']:.1f} %.",
     )
 
 
+def _by_norm(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(eps=table["eps"].where(table["attack"] == WORST, table["eps"] + ", L2"))
+
+
 def felled(record: Record) -> Table:
-    """Which of the standard attacks was the first to fell how many images."""
+    """Which of the standard attacks was the first to fell how many images, and what they asked of the model."""
     found = record.table("felled")
     keys = ["dataset", "training", "eps"]
     wide = found.groupby([*keys, "attack"], sort=False)["images"].sum().unstack("attack", fill_value=0).reset_index()
     order = ["clean", "PGD", "APGD-CE", "APGD-margin", "FMN", "Square", "transfer", "stands"]
     named = wide[[*keys, *sorted(wide.columns.difference(keys), key=order.index)]]
+    if "queries" in found:
+        stood = found[found["attack"] == "stands"].groupby(keys)["queries"].mean()
+        passes = stood.reindex(pd.MultiIndex.from_frame(named[keys]))
+        named = named.assign(queries=[f"{mean:.0f}" if mean > 0 else "–" for mean in passes])
     named = named.assign(dataset=[SOURCES[name].label for name in named["dataset"]])
     return base.table(
-        named.rename(columns={"dataset": "data", "eps": "ε", "clean": "wrong already"}),
+        named.rename(
+            columns={"dataset": "data", "eps": "ε", "clean": "wrong already", "queries": "passes, where it stands"}
+        ),
         "Images by the first of the standard attacks that felled them, over all trainings; they are run in this order, "
-        "each on what still stands.",
+        "each on what still stands. Passes: forward passes asked of the model for an image that stands, mean; a "
+        "gradient counts three.",
         "felled",
         record,
     )
@@ -207,21 +223,23 @@ def readings(record: Record) -> Table:
     found: list[dict[str, str]] = []
     best: dict[str, dict[str, float]] = {}
     for dataset in record.outcomes.values("dataset"):
-        for attack, told in READINGS.items():
+        shown = ", ".join(printed(record.outcomes.where(dataset=dataset, attack=TRANSFERRED)))
+        read = {told: partial(apparent_margin, attack=attack) for attack, told in READINGS.items()}
+        read |= {told: partial(rescaled_margin, scale=scale) for scale, told in SCALES.items()}
+        for told, quantity in read.items():
             try:
-                margin = apparent_margin(record.outcomes, dataset=dataset, attack=attack)
+                margin = quantity(record.outcomes, dataset=dataset)
             except Unmeasured:
                 continue
-            shown = ", ".join(printed(record.outcomes.where(dataset=dataset, attack=TRANSFERRED)))
-            best.setdefault(dataset, {})[attack] = margin.value
+            best.setdefault(dataset, {})[told] = margin.value
             row = {"data": _data(record, dataset), "attack": told, "ε": shown}
-            shown = base.percent(margin.value, *margin.interval(), sign="+")
-            found.append(row | {"margin, points": shown})
-    nearest = "; ".join(f"{SOURCES[d].label}: {READINGS[max(m, key=m.__getitem__)]}" for d, m in best.items())
+            found.append(row | {"margin, points": base.percent(margin.value, *margin.interval(), sign="+")})
+    nearest = "; ".join(f"{SOURCES[d].label}: {max(m, key=m.__getitem__)}" for d, m in best.items())
     return base.table(
         found,
-        "The margin that the results figure would show, domain assimilation less vanilla, mean over ε. The slides "
-        f"speak of a clear one; the largest here is under this reading: {nearest}.",
+        "The margin that the results figure would show, domain assimilation less vanilla, mean over ε; where ε is on "
+        "another scale, from the smallest ε of each image. The slides speak of a clear one; the largest here is under "
+        f"this reading: {nearest}.",
         "readings",
         record,
     )

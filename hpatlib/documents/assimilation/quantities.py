@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpatlib.outcomes import Outcomes, Unmeasured
+from hpatlib.outcomes import Cells, Outcomes, Unmeasured
 from hpatlib.statistics import Estimate, Least, Quantity, average, exact, least
 
 MEDICAL = ("chest_ct", "brain_mri", "chest_xray", "busi2")
@@ -19,6 +19,8 @@ FEW = (*PAIR, RANDOM)  # where all of them would cost too much
 ATTACKS = ("FGSM", "BIM", "MI-FGSM", "PGD")
 ITERATED = ATTACKS[1:]
 WORST, TRANSFERRED, LONG = "standard attacks", "transferred PGD", "PGD, steps of 2/255"
+WORST_L2 = "standard attacks, L2"  # within the length of a change by ε in every pixel
+NORMALISED = (0.229 + 0.224 + 0.225) / 3  # of the pixel range: a unit behind ImageNet's normalisation
 LEAST, MOST = 1 / 32, 8.0  # grey levels: where smallest ε are told apart; eight octaves
 BEYOND = 2 * MOST  # stands for every smallest ε above ``MOST``
 SHARES = (*(k / 10 for k in range(1, 10)), 0.95, 0.99)  # of a Grad-CAM map's mass; the claims are about one half
@@ -124,6 +126,26 @@ def apparent_margin(o: Outcomes, *, dataset: str, attack: str) -> Estimate:
     return networks(there, margin)
 
 
+def standing(o: Outcomes, level: float) -> Cells:
+    """The share of images whose smallest ε lies above ``level`` grey levels."""
+    return replace(o, rows=o.rows.assign(stands=(o.rows["smallest"].astype(float) > level).astype(float))).mean(
+        "stands"
+    )
+
+
+def rescaled_margin(o: Outcomes, *, dataset: str, scale: float) -> Estimate:
+    """The margin of domain assimilation over vanilla if the slides' ε were ``scale`` as large, from each image's
+    smallest ε; mean over the slides' ε of `apparent_margin`."""
+    clean = o.where(dataset=dataset, attack="none", eps=strength(0))
+    eps = printed(o.where(dataset=dataset, attack=TRANSFERRED))
+
+    def margin(there: Outcomes) -> Estimate:
+        shares = [standing(there, scale * levels(e)) for e in eps]
+        return average(*(share["assimilated"] - share["vanilla"] for share in shares))
+
+    return networks(clean, margin)
+
+
 def clean_gain(o: Outcomes, *, dataset: str) -> Estimate:
     """The accuracy on clean images that the GLCM loss adds to domain assimilation."""
     return margin_at(o, dataset=dataset, attack="none", eps=strength(0), over=FREE)
@@ -190,6 +212,11 @@ def _means(o: Outcomes, column: str, *domains: str) -> list[list[Estimate]]:
     if len({cell.trainings for cells in found for cell in cells} - {None}) > 1:
         raise Unmeasured(f"in some trainings no image has a value of {column}")
     return found
+
+
+def right_alone(o: Outcomes) -> Outcomes:
+    """Outcomes of the images that are answered right: what a network withstands, apart from what it gets wrong."""
+    return replace(o, rows=o.rows[o.rows["prediction"] == o.rows["label"]])
 
 
 def sooner(o: Outcomes) -> Estimate:

@@ -7,6 +7,7 @@ Beside the slides' two trainings stand a random repaint that colours as much as 
 helps?) and adversarial training at a small ε (what does a defence give that is known to work?).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from hpatlib import attacks, checks, data, documents
 from hpatlib._model import device_of
+from hpatlib.apgd import Norm
 from hpatlib.assimilation import Assimilated, GLCMLoss, Objective, Repaint, channel_spread, grayscale
 from hpatlib.data import ImageSet
 from hpatlib.documents import profiles
@@ -38,6 +40,7 @@ from hpatlib.documents.assimilation.quantities import (
     TRANSFERRED,
     WINDOW,
     WORST,
+    WORST_L2,
     levels,
     strength,
 )
@@ -191,7 +194,7 @@ def accuracy_vs_attack_strength(chosen: Chosen[Profile]) -> Record:
 
 def all_datasets(chosen: Chosen[Profile]) -> Record:
     """The same for the other three data sets: vanilla, assimilated, and a random repaint."""
-    return _under_attack("all_datasets", chosen, MEDICAL[1:], FEW, chosen.settings.short_ladder)
+    return _under_attack("all_datasets", chosen, MEDICAL[1:], FEW, chosen.settings.short_ladder, l2=True)
 
 
 def _under_attack(
@@ -202,11 +205,14 @@ def _under_attack(
     ladder: Sequence[float],
     *,
     readings: bool = False,
+    l2: bool = False,
 ) -> Record:
     """Every training is asked for its smallest ε; the slides' pair for its accuracy along the ladder too, and under
-    other ``readings`` of their attacks. The pair and adversarial training face the standard attacks.
+    other ``readings`` of their attacks. The pair and adversarial training face the standard attacks; in ``l2``, the
+    pair does once.
 
-    Table ``felled``: how many images each of the standard attacks was the first to fell, over all trainings of a kind;
+    Table ``felled``: how many images each of the standard attacks was the first to fell, over all trainings of a kind,
+    and what they asked of the model, in forward passes an image;
     table ``masking``: the checks for masked gradients, for the pair's first training.
     """
     study = Study(f"assimilation/{chapter}", chosen, ("dataset", "network", "training", "attack", "eps"))
@@ -233,11 +239,16 @@ def _under_attack(
                 others = [other.model for name, (other, _) in asked.items() if name in PAIR and name != training]
                 surrogates = others if training in PAIR else others[:1]
                 for level in settings.standard if training in (*PAIR, ADVERSARIAL) else ():
-                    right, names = stands(mine.model, images, surrogates, level, settings, run.seed)
+                    right, told = stands(mine.model, images, surrogates, level, settings, run.seed)
                     study.add(mine, judged(images, right), **where, attack=WORST, eps=strength(level))
-                    study.table("felled", pd.DataFrame(where | {"eps": strength(level), "attack": names}))
+                    study.table("felled", told.assign(**where, eps=strength(level)))
                 if training not in PAIR:
                     continue
+                if l2:
+                    level = settings.standard[0]
+                    right, told = stands(mine.model, images, surrogates, level, settings, run.seed, norm="l2")
+                    study.add(mine, judged(images, right), **where, attack=WORST_L2, eps=strength(level))
+                    study.table("felled", told.assign(**where, eps=f"{strength(level)}, L2"))
                 steps = {"iterations": settings.iterations, "seed": run.seed}
                 for attack, eps, right in climbed(mine.model, images, ladder, **steps):
                     study.add(mine, judged(images, right), **where, attack=attack, eps=eps)
@@ -253,7 +264,8 @@ def _under_attack(
                     table = table.drop(columns=["raised_if", "explanation", "advice"])
                     study.table("masking", table.assign(**where, eps=SMALLEST, seed=run.seed))
     felled = study.taken("felled")
-    study.table("felled", felled.groupby(list(felled.columns), sort=False).size().reset_index(name="images"))
+    kinds = felled.groupby(["dataset", "network", "training", "eps", "attack"], sort=False)["queries"]
+    study.table("felled", kinds.agg(images="size", queries="mean").reset_index())
     return study.record()
 
 
@@ -269,19 +281,32 @@ def clean_rows(model: nn.Module, images: ImageSet, settings: Profile, seed: int)
 
 
 def stands(
-    model: nn.Module, images: ImageSet, surrogates: Sequence[nn.Module], level: float, settings: Profile, seed: int
-) -> tuple[np.ndarray, list[str]]:
-    """Which images the standard attacks leave right at ε = ``level`` grey levels ``[N]``; what felled the others."""
+    model: nn.Module,
+    images: ImageSet,
+    surrogates: Sequence[nn.Module],
+    level: float,
+    settings: Profile,
+    seed: int,
+    *,
+    norm: Norm = "linf",
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Which images the standard attacks leave right at ε = ``level`` grey levels ``[N]``; and a row an image: the
+    ``attack`` that felled it, or "stands", and its ``queries`` in forward passes.
+
+    In L2, ε is the length of a change by ``level`` in every pixel.
+    """
     x, y = images.tensors(device_of(model))
+    eps = level / 255 * (1.0 if norm == "linf" else math.sqrt(x[0].numel()))
     tries: dict[str, Any] = {"restarts": settings.restarts, "queries": settings.queries}
     tries["iterations"] = settings.suite_iterations
     draws = torch.Generator().manual_seed(seed)
     others = [frozen(surrogate) for surrogate in surrogates]
-    found = worst_case(frozen(model), x, y, eps=level / 255, surrogates=others, generator=draws, **tries)
+    found = worst_case(frozen(model), x, y, eps=eps, norm=norm, surrogates=others, generator=draws, **tries)
     right = (logits(model, found.images).argmax(dim=1) == y).cpu().numpy()
     # Where the copy says that an image stands and rounding decides: the last attack made it.
     felled = zip(right, found.felled_by, strict=True)
-    return right, ["stands" if stood else name or "transfer" for stood, name in felled]
+    names = ["stands" if stood else name or "transfer" for stood, name in felled]
+    return right, pd.DataFrame({"attack": names, "queries": found.queries.cpu().numpy()})
 
 
 def climbed(
