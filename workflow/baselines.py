@@ -40,6 +40,7 @@ LARGE = ("brain_mri", "chest_xray", "natural")  # or without a document's aim: o
 # affordable; its 20 epochs, or 300, are not.
 CNMC = {
     "document, 6 epochs": (Recipe(epochs=6, decay_every=4), {}),
+    "document, 6 epochs, 96 px": (Recipe(epochs=6, decay_every=4), {"size": 96}),
     "document, 8 epochs": (Recipe(epochs=8, decay_every=6), {}),
     "document, turns": (Recipe(epochs=8, decay_every=6, augment="turns"), {}),
     "3e-4, turns": (Recipe(epochs=8, batch_size=32, lr=3e-4, decay_every=6, augment="turns"), {}),
@@ -48,6 +49,7 @@ CNMC = {
 SLIDES = {
     "document, 15 epochs": (Recipe(15, 32, lr=1e-4, decay=1, patience=4), {}),
     "3e-4, flips": (Recipe(15, 32, lr=3e-4, decay_every=10, patience=5, augment="flips"), {}),
+    "3e-4, flips, 96 px": (Recipe(15, 32, lr=3e-4, decay_every=10, patience=5, augment="flips"), {"size": 96}),
     "1e-3, flips": (Recipe(15, 32, lr=1e-3, decay_every=10, patience=5, augment="flips"), {}),
 }
 # Of the leukemia paper's hybrid training: the recipe, and the epochs over which the adversary grows.
@@ -61,8 +63,10 @@ BUSI = {
     "document, 3e-4": (Recipe(10, 32, lr=3e-4, decay=1), {}),
     "document, 3e-3": (Recipe(10, 32, lr=3e-3, decay=1), {}),
     "document, flips": (Recipe(10, 32, decay=1, augment="flips"), {}),
+    "document, 1e-3, 96 px": (Recipe(10, 32, decay=1), {"size": 96}),
     "Lite0, 3e-4": (Recipe(10, 32, lr=3e-4, decay=1), LITE),
     "Lite0, 3e-4, flips": (Recipe(10, 32, lr=3e-4, decay=1, augment="flips"), LITE),
+    "Lite0, 3e-4, flips, 96 px": (Recipe(10, 32, lr=3e-4, decay=1, augment="flips"), LITE | {"size": 96}),
 }
 
 
