@@ -429,8 +429,19 @@ def test_cells_are_those_the_chapters_speak_of(made, chosen):
         sampled = 12 if place not in ("H0", "H6") else 8 if reading in ("searched", "worst") else every[split]
         assert n == sampled and every[split] > 12
     five = made["hpat/fig5_hybrid_grid"].outcomes
-    assert len(list(five.accuracy)) == 2 * 9 * 2
-    still = five.invariance(environment=quantities.STILL)
+    assert len(list(quantities.gridded(five).accuracy)) == 2 * 9 * 2
+    assert {key[1:]: e.n for key, e in five.accuracy.items() if key[2] not in figures.READINGS} == {
+        (quantities.LOUD, "worst"): 8,
+        (quantities.DRAWN, "control"): every["patient"],
+        (quantities.WRONG, "control"): every["patient"],
+    }
+    noisy = five.accuracy  # PGD's noise misleads; the same for the wrong label does the contrary
+    for name in ("Standard", "Adv_h"):
+        misled, led = (noisy[name, *cell].value for cell in ((quantities.LOUD, "fixed"), (quantities.WRONG, "control")))
+        assert misled < led
+    table = figures.noises(made["hpat/fig5_hybrid_grid"]).frame.set_index("training")
+    assert list(table.columns)[0] == "clean" and (table != "–").all(axis=None)
+    still = quantities.gridded(five).invariance(environment=quantities.STILL)
     assert all(still[name, quantities.STILL, r].value == 1 for name in ("Standard", "Adv_h") for r in figures.READINGS)
     two = made["hpat/table2_mixbn"].outcomes
     branches = {"Standard": 1, "Adv_PGD": 3, "Adv_RT": 3, "Adv_h": 3}

@@ -16,6 +16,7 @@ ABLATED = ("Adv_PGD", "Adv_RT", "Adv_h")  # table 2's trainings
 SCORES = ("ACC", "PRE", "F1", "AUC")  # the columns of tables 1 and 2
 PIXEL, SPATIAL = "noise of H6", "rotation and shift of H6"  # the halves of H6 in table 2
 MET = {"Adv_PGD": PIXEL, "Adv_RT": SPATIAL, "Adv_h": "H6"}  # the part that a training of table 2 has met
+LOUD, DRAWN, WRONG = "6/255, 0°", "random noise", "PGD from the wrong label"  # figure 5's noise without a turn
 LEAST = "least noise"  # in figure 1
 STBO = ("STBO", "STBO, second seed", "STBO, third seed")  # figure 6's searches that differ in their draws alone
 PEERS = ("DIRECT", "local", "gradient", "Sobol", "random")  # the other searches whose budget can be chosen freely
@@ -202,6 +203,11 @@ def gain_over(o: Outcomes, *, training: str, over: str, reading: str) -> Estimat
 STILL = "0/255, 0°"  # the cell of figure 5 where nothing is perturbed
 
 
+def gridded(o: Outcomes) -> Outcomes:
+    """Figure 5's own cells, without what is asked beside them."""
+    return o.where(reading=["fixed", "searched"])
+
+
 def _on_grid(o: Outcomes, reading: str) -> Cells:
     """Figure 5: ROI where the transform is fixed, accuracy where it is searched. With two classes, ROI under a search
     is accuracy and clean error together: an error is kept, however wrong (L27)."""
@@ -212,7 +218,7 @@ def _on_grid(o: Outcomes, reading: str) -> Cells:
 def grid_gain(o: Outcomes, *, reading: str) -> Estimate:
     """Figure 5: the mean over the grid of ε and rotation of hybrid training less that of standard training."""
     cells = _on_grid(o, reading)
-    return average(*(cells["Adv_h", cell] - cells["Standard", cell] for cell in o.values("environment")))
+    return average(*(cells["Adv_h", cell] - cells["Standard", cell] for cell in gridded(o).values("environment")))
 
 
 def decline(o: Outcomes, *, reading: str) -> Estimate:

@@ -25,11 +25,20 @@ from hpatlib import attacks, documents, measure
 from hpatlib._model import device_of, held_still
 from hpatlib.data import ImageSet
 from hpatlib.documents import profiles
-from hpatlib.documents.hpat.quantities import ABLATED, LEAST, LONGER, PIXEL, SPATIAL, STBO
+from hpatlib.documents.hpat.quantities import ABLATED, DRAWN, LEAST, LONGER, PIXEL, SPATIAL, STBO, WRONG
 from hpatlib.documents.profiles import Chosen
 from hpatlib.frozen import frozen
-from hpatlib.hybrid import REFERENCE_SIZE, Adversary, Environment, environment, masked, pixel_and_rotation, showcase
-from hpatlib.measure import Study
+from hpatlib.hybrid import (
+    REFERENCE_SIZE,
+    Adversary,
+    Environment,
+    environment,
+    masked,
+    pixel_and_rotation,
+    random_noise,
+    showcase,
+)
+from hpatlib.measure import Attack, Study
 from hpatlib.mixbn import Branch, MixBatchNorm2d, branch
 from hpatlib.planning import announce
 from hpatlib.records import Record
@@ -285,13 +294,16 @@ def _thresholds(found: Trained, run: Run, chosen: Chosen[Profile], name: str) ->
 def hybrid_grid(chosen: Chosen[Profile]) -> Record:
     """Figure 5: standard and hybrid training over ε × rotation, in both readings; one angle needs few queries.
 
-    Fixed turns are asked of all test images, searches of as many as the profile affords.
+    Fixed turns are asked of all test images, searches of as many as the profile affords. Beside the grid, the noise of
+    6/255 without a turn: what standard attacks leave right, and how noise is answered that is not made to mislead.
     """
     study = Study("hpat/fig5_hybrid_grid", chosen, ["training", "environment", "reading"])
     for name, run, found in trained(study, strategies(chosen, ["Standard", "Adv_h"])):
         ask = _Asked(study, found, run, 25, {"training": name})
         ask.places(found.test, grid(chosen), "fixed")
         ask.places(measure.sample(found.test, chosen.settings.shown), grid(chosen), "searched")
+        ask.places(measure.sample(found.test, chosen.settings.hardest), [pixel_and_rotation(6, 0)], "worst")
+        ask.controls(found.test, pixel_and_rotation(6, 0))
     return study.record()
 
 
@@ -359,6 +371,21 @@ class _Asked:
         for (place, reading), each in answers.items():
             rows = measure.rows(images, each)
             self.study.add(self.found, rows, environment=place, reading=reading, **self.given)
+
+    def controls(self, images: ImageSet, place: Environment) -> None:
+        """Its answers to noise of a place's ε that is drawn at random, and to PGD's for the other of two labels: who
+        reads the label off the noise believes that one."""
+        assert place.pixel is not None  # of an ε above 0
+        draws = torch.Generator().manual_seed(self.run.seed)
+        pgd = partial(place.pixel, generator=draws)
+        noises: dict[str, Attack | None] = {
+            DRAWN: partial(random_noise, eps=place.eps, generator=draws),
+            WRONG: lambda model, x, y: pgd(model, x, 1 - y),
+        }
+        model = self.found.model
+        for name, answers in measure.attacked(model, images, noises, asked=frozen(model)):
+            rows = measure.rows(images, answers)
+            self.study.add(self.found, rows, environment=name, reading="control", **self.given)
 
 
 def boxes(chosen: Chosen[Profile]) -> dict[str, Box]:
