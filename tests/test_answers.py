@@ -16,6 +16,7 @@ EVEN = {("before",): 0.6, ("after",): 0.9}
 QUANTITIES = {
     "gain": lambda o: o.accuracy["after"] - o.accuracy["before"],
     "share": lambda o, *, place: o.accuracy[place],
+    "read": lambda o, *, reading: o.accuracy[reading],
 }
 
 
@@ -76,6 +77,13 @@ def test_the_box_says_verdict_published_ours_basis_and_caveat(world):
     _Tags(found.page)
     assert "<b>soars" not in found.page and "&lt;b&gt;soars" in found.page  # a claim is text, not markup
     assert 'id="claim-claim-0"' in found.page
+
+
+def test_what_one_search_leaves_is_called_an_upper_bound(world):
+    record(world.evidence, CHAPTER, ("reading",), {("searched",): 0.6, ("worst",): 0.9})
+    world.rule(*({"quantity": "read", "arguments": {"reading": reading}} for reading in ("searched", "worst")))
+    searched, worst = map(answers.said, world.judge())
+    assert "an upper bound" in searched and "an upper bound" not in worst
 
 
 def test_the_caveat_is_the_gate_that_forbids_an_answer(world):
