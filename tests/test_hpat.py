@@ -440,7 +440,7 @@ def test_cells_are_those_the_chapters_speak_of(made, chosen):
         misled, led = (noisy[name, *cell].value for cell in ((quantities.LOUD, "fixed"), (quantities.WRONG, "control")))
         assert misled < led
     table = figures.noises(made["hpat/fig5_hybrid_grid"]).frame.set_index("training")
-    assert list(table.columns)[0] == "clean" and (table != "–").all(axis=None)
+    assert table.columns[0] == "clean" and (table != "–").all(axis=None)
     still = quantities.gridded(five).invariance(environment=quantities.STILL)
     assert all(still[name, quantities.STILL, r].value == 1 for name in ("Standard", "Adv_h") for r in figures.READINGS)
     two = made["hpat/table2_mixbn"].outcomes
