@@ -44,7 +44,8 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     It holds when the quantity lies above (``">"``) or below (``"<"``) ``threshold``, or within ``margin`` of it
     (``"="``). ``measure`` names the effect for readers; ``unit``: "points" (hundredths) or a word; ``margin``: δ.
     ``chapter`` is empty for claims about printed numbers alone, which need no run. ``published``: the document's own
-    numbers for it, by their names in ``published.toml``; they decide nothing and are not part of its hash.
+    numbers for it, by their names in ``published.toml``; ``note``: a sentence that readers of its effect should know.
+    They decide nothing and are not part of its hash.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     margin: float | None = None
     gates: tuple[str, ...] = ()
     published: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def needs(self) -> str:

@@ -81,7 +81,8 @@ def test_the_box_says_verdict_published_ours_basis_and_caveat(world):
 
 def test_what_one_search_leaves_is_called_an_upper_bound(world):
     record(world.evidence, CHAPTER, ("reading",), {("searched",): 0.6, ("worst",): 0.9})
-    world.rule(*({"quantity": "read", "arguments": {"reading": reading}} for reading in ("searched", "worst")))
+    about = {"quantity": "read", "arguments": {"reading": "searched"}, "note": "What it leaves is an upper bound."}
+    world.rule(about, {"quantity": "read", "arguments": {"reading": "worst"}})
     searched, worst = map(answers.said, world.judge())
     assert "an upper bound" in searched and "an upper bound" not in worst
 

@@ -525,7 +525,7 @@ def test_another_scale_of_eps_is_read_from_the_smallest_eps():
     rows = pd.concat([o.rows.assign(smallest=values), moved], ignore_index=True)
     o = replace(o, rows=outcomes.tidy(rows, o.conditions))
     margins = {s: quantities.rescaled_margin(o, dataset="chest_ct", scale=s).value for s in (1 / 255, 0.3, 1, 4)}
-    # 1/255 and 8/255: both stand at neither and at both; in between, one of the two at one or at both.
+    # At 1/255 of ε both trainings stand at either ε, at 4 times none does; in between, the margin is one half.
     assert margins == {1 / 255: pytest.approx(0), 0.3: pytest.approx(0.5), 1: pytest.approx(0.5), 4: pytest.approx(0)}
 
 

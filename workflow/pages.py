@@ -384,7 +384,7 @@ def baselines(found: Sequence[Record]) -> str:
     return table([*head, "clean accuracy, %", "largest class, %"], rows, "No network was measured yet.")
 
 
-# What clean training was to reach before anything else was measured: chapter, data, network, measure and aim.
+# What clean training was to reach, set before these records: chapter, data, network, measure and aim.
 AIMS = (
     ("assimilation/datasets_and_training", "chest_ct", "tf_efficientnet_lite0 (imagenet)", "accuracy", 0.92),
     ("assimilation/datasets_and_training", "brain_mri", "tf_efficientnet_lite0 (imagenet)", "accuracy", 0.95),
@@ -398,9 +398,9 @@ AIMS = (
 
 def aims(found: Sequence[Record]) -> str:
     """What clean training reached, split by patient or group, beside what it was to reach; mean and range."""
-    records_of, rows = {r.header.chapter: r for r in found}, []
+    by_chapter, rows = {r.header.chapter: r for r in found}, []
     for chapter, dataset, network, measure, aim in AIMS:
-        if (r := records_of.get(chapter)) is None:
+        if (r := by_chapter.get(chapter)) is None:
             continue
         own = [m for m in r.header.models if m.baseline and m.network == network and m.run["dataset"] == dataset]
         values = [m.accuracy for m in own if m.run["split_by"] == "patient" and m.accuracy is not None]
@@ -408,10 +408,10 @@ def aims(found: Sequence[Record]) -> str:
             values = r.outcomes.where(network=network, environment="H0").auc.each()["value"].tolist()
         if values:
             reached = f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-            rows.append([dataset, network, measure, len(values), f"{aim:.2f}", reached, mean(values) >= aim])
-    told = [[*row, "reached" if met else "**missed**"] for *row, met in rows]
+            met = "reached" if mean(values) >= aim else "**missed**"
+            rows.append([dataset, network, measure, len(values), f"{aim:.2f}", reached, met])
     head = ["data", "network", "measure", "trainings", "aim", "mean (range)", ""]
-    return table(head, told, "No network was measured yet.")
+    return table(head, rows, "No network was measured yet.")
 
 
 COMMON = {"dataset", "real", "size", "count", "split_by", "test", "model", "weights", "recipe", "seed"}

@@ -96,8 +96,8 @@ def said(j: Judgement) -> str:
         near = f"{j.claim.show(j.claim.margin or 0)} {j.claim.unit}".strip()
         found += f" That is within {near} of the threshold"
         found += "." if j.claim.threshold == 0 else ", which does not say that there is no effect."
-    if j.claim.arguments.get("reading") == "searched":
-        found += " One attack and one search: what they leave is an upper bound of the worst case."
+    if j.claim.note:
+        found += f" {j.claim.note}"
     if j.why:
         found += f" {'Gate: ' if j.verdict == 'cannot tell' else ''}{j.why[:1].upper()}{j.why[1:]}."
     if j.verdict != j.uncorrected:

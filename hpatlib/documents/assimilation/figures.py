@@ -169,6 +169,7 @@ def survival(record: Record) -> Figure:
     """Accuracy under the standard attacks together, a panel a data set and a network, a row an ε."""
     worst = record.outcomes.where(attack=[WORST, WORST_L2]).accuracy
     table, each, s = _by_norm(worst.table()), _by_norm(worst.each()), _settings(record)
+    l2 = WORST_L2 in worst.table()["attack"].to_numpy()
     shown = []
     for key, rows in table.groupby(["dataset", "network"], sort=False):
         mine = each[(each["dataset"] == key[0]) & (each["network"] == key[1])]
@@ -183,8 +184,9 @@ def survival(record: Record) -> Figure:
         share="y",
         caption="Accuracy under the worst of the standard attacks: PGD with restarts, Auto-PGD on two losses, FMN, the "
         "Square attack, and Auto-PGD made on another training's model. Bars: 95 % intervals over trainings and "
-        f"images; small points: each training. PGD: {s['restarts']} starts; Square: {s['queries']} queries. L2, where "
-        "it stands: within the length of a change by ε in every pixel, without PGD and Square.",
+        f"images; small points: each training. PGD: {s['restarts']} starts; Square: {s['queries']} queries."
+        + l2
+        * " L2: within the length of a change by ε in every pixel, without PGD and Square.",
         alt="Dot charts of accuracy under the standard attacks together, a row an ε, a dot a training. Most is left to "
         f"{TRAININGS[best['training']].label} at {best['eps']}: {100 * best['value']:.1f} %.",
     )
@@ -201,7 +203,7 @@ def felled(record: Record) -> Table:
     wide = found.groupby([*keys, "attack"], sort=False)["images"].sum().unstack("attack", fill_value=0).reset_index()
     order = ["clean", "PGD", "APGD-CE", "APGD-margin", "FMN", "Square", "transfer", "stands"]
     named = wide[[*keys, *sorted(wide.columns.difference(keys), key=order.index)]]
-    if "queries" in found:
+    if counted := "queries" in found:
         stood = found[found["attack"] == "stands"].groupby(keys)["queries"].mean()
         passes = stood.reindex(pd.MultiIndex.from_frame(named[keys]))
         named = named.assign(queries=[f"{mean:.0f}" if mean > 0 else "–" for mean in passes])
@@ -211,8 +213,9 @@ def felled(record: Record) -> Table:
             columns={"dataset": "data", "eps": "ε", "clean": "wrong already", "queries": "passes, where it stands"}
         ),
         "Images by the first of the standard attacks that felled them, over all trainings; they are run in this order, "
-        "each on what still stands. Passes: forward passes asked of the model for an image that stands, mean; a "
-        "gradient counts three.",
+        "each on what still stands."
+        + counted
+        * " Passes: forward passes asked of the model for an image that stands, mean; a gradient counts three.",
         "felled",
         record,
     )
