@@ -446,9 +446,10 @@ def test_cells_are_those_the_chapters_speak_of(made, chosen):
     two = made["hpat/table2_mixbn"].outcomes
     branches = {"Standard": 1, "Adv_PGD": 3, "Adv_RT": 3, "Adv_h": 3}
     places = {"Standard": 3, "Adv_PGD": 2, "Adv_RT": 2, "Adv_h": 1}
-    assert len(list(two.accuracy)) == sum(n * (1 + places[name]) for name, n in branches.items()) + 2
+    assert len(list(two.accuracy)) == sum(n * (2 + places[name]) for name, n in branches.items()) + 2
     assert two.accuracy["patient", "Adv_h", "shared", "H0"].n == every["patient"]  # clean images are all asked
-    assert two.accuracy["patient", "Adv_h", "shared", "H6"].n == 8
+    asked = {two.accuracy["patient", "Adv_h", "shared", "H6", reading].n for reading in ("fixed", "searched")}
+    assert asked == {8}
     one = made["hpat/fig1_robustness_issue"].outcomes
     kinds = ["clean", "random noise", "random noise, in the cell", "random transform", "random both", "worst noise"]
     kinds += ["worst noise, in the cell", "worst transform"]
@@ -501,12 +502,13 @@ def test_each_cell_is_measured_through_its_branch(made, chosen):
     o, few = made["hpat/table2_mixbn"].outcomes, measure.sample(trained.test, 8)
     for side in ("clean", "adv"):
         plain = strip(trained.model, side)
-        answers = measure.environments(plain, few, [environment(6, size=32)], searches=3, readings=["searched"])
+        hardest = [environment(6, size=32)]
+        answers = measure.environments(plain, few, hardest, searches=3, readings=["fixed", "searched"])
         noise = replace(environment(6, size=32), name=PIXEL, s=(0.0, 0.0, 0.0), box=Box(0, 0))
         answers |= measure.environments(plain, few, [noise], searches=3, readings=["searched"])
-        for place in ("H6", PIXEL):
-            right = (answers[place, "searched"].argmax(dim=1).numpy() == few.labels).mean()
-            cell = o.accuracy["patient", "Adv_PGD+MixBN", side, place, "searched"]
+        for place, reading in (("H6", "fixed"), ("H6", "searched"), (PIXEL, "searched")):
+            right = (answers[place, reading].argmax(dim=1).numpy() == few.labels).mean()
+            cell = o.accuracy["patient", "Adv_PGD+MixBN", side, place, reading]
             assert cell.values[0] == pytest.approx(right)
         clean = (measure.logits_of(plain, trained.test).argmax(dim=1).numpy() == trained.test.labels).mean()
         assert o.accuracy["patient", "Adv_PGD+MixBN", side, "H0", "clean"].values[0] == pytest.approx(clean)
@@ -729,11 +731,11 @@ def test_which_reading_comes_nearest_is_a_mean_distance(made):
 
     two = made["hpat/table2_mixbn"]
     table = figures.nearest_to_table_2(two).frame
-    assert len(table) == 6 and table["all"].astype(float).is_monotonic_increasing
+    assert len(table) == 8 and table["all"].astype(float).is_monotonic_increasing
     o, off = two.outcomes.where(split="patient"), []
     for name, printed in TABLE_2.items():
         place = {"Adv_PGD": PIXEL, "Adv_RT": SPATIAL, "Adv_h": "H6"}[name.removesuffix("+MixBN")]
-        rows = o.rows[(o.rows["training"] == name) & (o.rows["environment"] == place)]
+        rows = o.rows[(o.rows["training"] == name) & (o.rows["environment"] == place) & (o.rows["reading"] != "fixed")]
         rows = rows[rows["branch"] == ("adv" if "+" in name else "shared")]
         each = []
         for _, part in rows.groupby("model"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -599,7 +600,7 @@ def mixbn(record: Record) -> Figure:
 
     The document says neither on which images nor through which branch, so that its values stand in every panel.
     """
-    o = record.outcomes.where(split="patient")
+    o = record.outcomes.where(split="patient", reading=["clean", "searched"])
     panels = {"H0": "clean images", "own": "the half of H6 that it trains against", "H6": "hybrid images (H6)"}
     table, each = (f[~f["training"].str.startswith("Standard")] for f in (o.accuracy.table(), o.accuracy.each()))
     table, each = (f.assign(training=f["training"].str.removesuffix("+MixBN")) for f in (table, each))
@@ -619,7 +620,8 @@ def mixbn(record: Record) -> Figure:
         caption="Accuracy without MixBN and through each of its branches, beside table 2 (hollow); attacks go through "
         f"the branch that is measured. Dots: mean over trainings; {INTERVALS}; small dots: each.",
         alt="Dumbbell charts of accuracy without and with MixBN beside table 2, a panel a set of images, a row a "
-        f"training. MixBN's least gain: {100 * gain[0]:+.1f} points on clean, {100 * gain[1]:+.1f} on hybrid images.",
+        f"training. MixBN's least gain: {100 * gain[0]:+.1f} points on clean images, {100 * gain[1]:+.1f} on those of "
+        "its own adversary.",
     )
 
 
@@ -636,20 +638,19 @@ def nearest_to_table_2(record: Record) -> Table:
     scores = _scores(o)
     printed = documents.published_table("hpat", "table2")
     own = {"Adv_PGD": PIXEL, "Adv_RT": SPATIAL, "Adv_h": "H6"}
-    readings = {
-        ("clean images", "clean"): dict.fromkeys(own, "H0"),
-        ("clean images", "adv"): dict.fromkeys(own, "H0"),
-        ("each training's own perturbation", "adv"): own,
-        ("each training's own perturbation", "clean"): own,
-        ("hybrid images (H6)", "adv"): dict.fromkeys(own, "H6"),
-        ("hybrid images (H6)", "clean"): dict.fromkeys(own, "H6"),
+    asked: dict[str, tuple[dict[str, str], str]] = {
+        "clean images": (dict.fromkeys(own, "H0"), "clean"),
+        "each training's own perturbation": (own, "searched"),
+        "hybrid images (H6)": (dict.fromkeys(own, "H6"), "searched"),
+        "hybrid images (H6), one fixed transform": (dict.fromkeys(own, "H6"), "fixed"),
     }
     rows = []
-    for (images, side), places in readings.items():
+    for (images, (places, reading)), side in product(asked.items(), ("clean", "adv")):
         off = {
             metric: [
-                abs(score[name, side if "+" in name else "shared", places[name.removesuffix("+MixBN")]].value - value)
+                abs(score[name, branch, places[name.removesuffix("+MixBN")], reading].value - value)
                 for name, value in printed[metric].items()
+                for branch in (side if "+" in name else "shared",)
             ]
             for metric, score in scores.items()
         }
@@ -680,8 +681,9 @@ def ablation(records: list[Record]) -> Table:
         o = record.outcomes
         scores = _scores(o)
         for key in o.accuracy:
-            split, name, side, place, _ = key
-            about = {"training": name, "source": _source(record), "images": PLACES.get(place, place)}
+            split, name, side, place, reading = key
+            images = PLACES.get(place, place) + ", one fixed transform" * (reading == "fixed")
+            about = {"training": name, "source": _source(record), "images": images}
             about |= {"branch": "–" if side == "shared" else side, "split": split}
             rows.append(about | {head: _percent(cells, *key) for head, cells in scores.items()})
     order = {name: number for number, name in enumerate(["Standard", quantities.LONGER, *map(str, printed.index)])}
