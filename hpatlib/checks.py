@@ -230,10 +230,10 @@ class _Connected(nn.Module):
 def verdicts(evidence: Evidence, groups: np.ndarray | None = None) -> pd.DataFrame:
     """A row a check: ``check``, ``value``, ``value_low``, ``value_high``, ``n``, ``verdict`` and its three texts.
 
-    The value is a share of images or a difference of accuracies, with its interval over images (or ``groups [N]`` of
-    them that belong together); above 0 speaks for masking. ``verdict``: ``"raised"`` where the whole interval is above
-    0, ``"unclear"`` where only the value is, ``"not raised"`` otherwise. An interval over a dozen images is wide: 50 or
-    more are worth their time.
+    The value is a share of images or a difference of accuracies, with its interval over the images of each class (or
+    ``groups [N]`` of them that belong together); above 0 speaks for masking. ``verdict``: ``"raised"`` where the whole
+    interval is above 0, ``"unclear"`` where only the value is, ``"not raised"`` otherwise. An interval over a dozen
+    images is wide: 50 or more are worth their time.
     """
     together = np.arange(len(evidence.labels)) if groups is None else groups
     rows = []
@@ -244,7 +244,7 @@ def verdicts(evidence: Evidence, groups: np.ndarray | None = None) -> pd.DataFra
             "explanation": check.explanation,
             "advice": check.advice,
         }
-        rows.append(_sign(check.name, statistics.mean_of(values, None, together), level) | told)
+        rows.append(_sign(check.name, statistics.mean_of(values, None, together, strata=evidence.labels), level) | told)
     return pd.DataFrame(rows)
 
 

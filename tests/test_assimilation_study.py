@@ -295,6 +295,7 @@ def test_the_masking_table_is_of_the_first_training(records):
     table = records["accuracy_vs_attack_strength"].table("masking")
     assert list(table["check"]) == [check.name for check in checks.CHECKS] * 2
     assert set(table["seed"]) == {0} and set(table["training"]) == set(quantities.PAIR)
+    assert set(table["eps"]) == {"0.25/255"}  # at the slides' own, PGD leaves nothing that another attack could fell
 
 
 def test_textures_and_doses_are_those_of_the_loss_itself(records, chosen):

@@ -149,7 +149,12 @@ def test_each_chapter_has_its_cells(measured, chosen):
         assert {test for e, t, test in swept.accuracy if (e, t) == (eps, "clean")} == {*tests, *leaks}
         for kind in ("static", "online"):
             assert {test for e, t, test in swept.accuracy if (e, t) == (eps, kind)} == {"clean", *tests, *leaks}
-    assert measured[study.RESNET50].networks == [LARGE, SIMPLE]
+    large = measured[study.RESNET50]
+    assert large.networks == [LARGE, SIMPLE]
+    # The yardstick is trained twice on each split, and every split counts once.
+    simple = [model for model in large.header.models if model.network == SIMPLE]
+    assert sorted((m.seed, m.run.get("repeat", 0)) for m in simple) == [(s, r) for s in large.seeds for r in (0, 1)]
+    assert len(quantities.of_network(large.outcomes, SIMPLE).accuracy["0", "clean", "clean"].values) == len(large.seeds)
 
 
 def test_the_perturbed_set_is_torchattacks_fgsm_on_the_clean_model(measured, seeds):
