@@ -67,7 +67,7 @@ peers := cma fastrad mahotas numba optuna secml-torch
 bench: $(ready)  ## side-by-side timings: run on a machine that does nothing else
 	$(bin)/uv pip freeze --quiet --python $(bin)/python --exclude-editable > .venv/kept.txt
 	for name in $(peers); do $(bin)/uv pip install --quiet --python $(bin)/python -c .venv/kept.txt $$name; done; true
-	for name in attacks forward glcm growth memory stbo training; do \
+	for name in agreement attacks forward glcm growth memory stbo training; do \
 		test ! -f benchmarks/$$name.py || $(bin)/python benchmarks/$$name.py || exit 1; done
 	$(bin)/python benchmarks/_timing.py  # every ratio, misses marked
 

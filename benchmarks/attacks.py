@@ -1,13 +1,10 @@
-"""PGD against its limit, the model's own forward and backward passes, and against the libraries people use; and whether
-the stronger attacks of ``hpatlib`` and of those libraries agree on which images stand.
+"""PGD against its limit, the model's own forward and backward passes, and against the libraries people use.
 
-ResNet18, 64 px, batch 16, 10 steps, one thread; claim: ≤ 1.03 × the bare passes on a CPU, in time of this process. Then
-a small network that is trained here, on real ultrasound where ``HPAT_DATA`` is set and on phantoms otherwise; claim:
-the same verdict on at least 99 % of its test images. Peers that are not installed are named and left out.
+ResNet18, 64 px, batch 16, 10 steps, one thread; claim: ≤ 1.03 × the bare passes on a CPU, in time of this process.
+Peers that are not installed are named and left out.
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 
@@ -18,13 +15,7 @@ from _timing import Row, arguments, compare, row, save
 from torch import nn
 from torch.nn import functional as F
 
-from hpatlib import runs
-from hpatlib.apgd import apgd
 from hpatlib.attacks import pgd
-from hpatlib.measure import logits
-from hpatlib.square import square
-from hpatlib.training import Recipe
-from hpatlib.worst_case import smallest_eps
 
 EPS, STEP, ITERATIONS, BATCH, SIZE = 8 / 255, 2 / 255, 10, 16, 64
 
@@ -34,7 +25,7 @@ Command = Callable[[], object]
 def main() -> None:
     options = arguments(__doc__, repeats=7)
     torch.set_num_threads(1)
-    save("attacks", [*speed(options), *agreement(options)], options)
+    save("attacks", speed(options), options)
 
 
 def speed(options: argparse.Namespace) -> list[Row]:
@@ -100,52 +91,6 @@ def _secml(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Comm
     attack = PGD("linf", EPS, ITERATIONS, STEP, random_start=True, backend="native")
     loader = DataLoader(TensorDataset(images, labels), batch_size=BATCH)
     return lambda: attack(BasePyTorchClassifier(model), loader)
-
-
-def agreement(options: argparse.Namespace) -> list[Row]:
-    real = "HPAT_DATA" in os.environ
-    about = {"split_by": "patient", "test": 0.2, "model": "simple_cnn", "weights": "scratch", "seed": 0}
-    count, recipe = None if real else 256, Recipe(epochs=8)
-    run = runs.Run(dataset="busi", real=real, size=32, count=count, recipe=recipe, **about)
-    trained = runs.train_or_load(run, device=options.device)
-    images, labels = trained.test.tensors(options.device)
-    rows: list[Row] = []
-    model, classes = trained.model, len(trained.test.classes)
-    print(f"{len(images)} test images of {trained.test.name}, {classes} classes, which the attack leaves standing")
-
-    def stands(found: torch.Tensor) -> torch.Tensor:
-        return logits(model, found).argmax(dim=1) == labels
-
-    distances = smallest_eps(model, images, labels, most=0.5)
-    for eps in distances[distances > 0].quantile(torch.tensor([0.25, 0.5, 0.75]).to(images)).tolist():
-        draws = torch.Generator().manual_seed(0)
-        pairs = {
-            "APGD": (
-                apgd(model, images, labels, eps=eps, iterations=50, generator=draws),
-                torchattacks.APGD(model, eps=eps, steps=50)(images, labels),
-            ),
-            "Square": (
-                square(model, images, labels, eps=eps, queries=500, generator=draws),
-                torchattacks.Square(model, eps=eps, n_queries=500)(images, labels),
-            ),
-        }
-        for name, (ours, theirs) in pairs.items():
-            mine, other = stands(ours), stands(theirs)
-            told = f"{mine.sum()} by hpatlib, {other.sum()} by torchattacks"
-            same = float((mine == other).double().mean())
-            print(f"ε = {255 * eps:.3f}/255  {name:8} {told}, same {same:.1%}")
-            differ = {"torchattacks says otherwise": [1 - same], "one per cent": [0.01]}
-            what = f"share of images with another verdict than torchattacks', {name}, ε = {255 * eps:.2f}/255"
-            rows.append(row(what, differ, *differ, target=1.0, unit="of the images"))
-            if name == "Square":  # a random search: how often does it differ from itself?
-                again = stands(torchattacks.Square(model, eps=eps, n_queries=500, seed=1)(images, labels))
-                itself = float((again == other).double().mean())
-                print(f"{'':14} two seeds of torchattacks' own: same {itself:.1%}")
-                differ = {"its other seed says otherwise": [1 - itself], "one per cent": [0.01]}
-                what = "share of images that two seeds of torchattacks judge otherwise"
-                what += f", {name}, ε = {255 * eps:.2f}/255"
-                rows.append(row(what, differ, *differ, unit="of the images"))
-    return rows
 
 
 if __name__ == "__main__":

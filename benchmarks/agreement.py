@@ -1,0 +1,128 @@
+"""Do the standard attacks of ``hpatlib`` and those of torchattacks leave the same images standing?
+
+Claim: the same verdict on at least 99 % of the images. First each attack alone, on a small network that is trained
+here, on real ultrasound where ``HPAT_DATA`` is set and on phantoms otherwise. Then, on real images only, networks
+behind claims: the pixel part of the worst case with the least budget that a record has, against AutoAttack's attacks
+with their authors' budget, on ``--images`` test images, at the ε that half of them withstand and at a claim's own.
+Networks that were kept are loaded, others trained.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+
+import torch
+import torchattacks
+from _timing import Row, arguments, row, save
+from torch import Tensor, nn
+
+from hpatlib import measure, runs
+from hpatlib.apgd import apgd, distance
+from hpatlib.data import ImageSet
+from hpatlib.documents import assimilation, hpat
+from hpatlib.documents.hpat.study import strategies
+from hpatlib.measure import logits
+from hpatlib.square import square
+from hpatlib.training import Recipe
+from hpatlib.worst_case import TOLERANCE, smallest_eps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=128, help="test images of a network behind claims [%(default)s]")
+    options = arguments(None, repeats=1, parser=parser)
+    torch.set_num_threads(1)
+    rows = list(small(options))
+    if "HPAT_DATA" in os.environ:
+        rows += behind_claims(options)
+    save("agreement", rows, options)
+
+
+def small(options: argparse.Namespace) -> Iterator[Row]:
+    """Each attack alone, at the quartiles of the smallest ε that changes an answer."""
+    real = "HPAT_DATA" in os.environ
+    about = {"split_by": "patient", "test": 0.2, "model": "simple_cnn", "weights": "scratch", "seed": 0}
+    count, recipe = None if real else 256, Recipe(epochs=8)
+    run = runs.Run(dataset="busi", real=real, size=32, count=count, recipe=recipe, **about)
+    trained = runs.train_or_load(run, device=options.device)
+    images, labels = trained.test.tensors(options.device)
+    model, where = trained.model, f"simple CNN on {trained.test.name}"
+    for eps in quantiles(smallest_eps(model, images, labels, most=0.5), 0.25, 0.5, 0.75):
+        draws = torch.Generator().manual_seed(0)
+        ours = apgd(model, images, labels, eps=eps, iterations=50, generator=draws)
+        theirs = torchattacks.APGD(model, eps=eps, steps=50)(images, labels)
+        yield differ("APGD", where, eps, stands(model, ours, labels), stands(model, theirs, labels))
+        ours = square(model, images, labels, eps=eps, queries=500, generator=draws)
+        theirs = torchattacks.Square(model, eps=eps, n_queries=500)(images, labels)
+        left = stands(model, theirs, labels)
+        yield differ("Square", where, eps, stands(model, ours, labels), left)
+        # A random search: how often does it differ from itself?
+        again = torchattacks.Square(model, eps=eps, n_queries=500, seed=1)(images, labels)
+        yield differ("torchattacks' Square", where, eps, stands(model, again, labels), left, peer="its other seed")
+
+
+def behind_claims(options: argparse.Namespace) -> Iterator[Row]:
+    """The suite, at the ε that half of the images withstand and at the claims' own."""
+    cells, slides = (document.choose("laptop", "real", 0) for document in (hpat, assimilation))
+    named = strategies(cells, ["Standard", "Adv_h"])
+    asked = {
+        "standard training on C-NMC": (named["Standard"][0], ()),
+        "hybrid training on C-NMC": (named["Adv_h"][0], (6 / 255,)),
+        f"vanilla on {slides.run.dataset}": (slides.run, (0.25 / 255,)),
+    }
+    for where, (run, claimed) in asked.items():
+        trained = runs.train_or_load(run, device=options.device)
+        model, few = trained.model.requires_grad_(False), measure.sample(trained.test, options.images)
+        for eps in (*quantiles(_smallest(model, few, options.device), 0.5), *claimed):
+            yield suite(model, few, eps, where, options.device)
+
+
+def suite(model: nn.Module, few: ImageSet, eps: float, where: str, device: str) -> Row:
+    """The same verdicts of both suites, batch by batch."""
+    draws, mine, other = torch.Generator().manual_seed(0), [], []
+    for images, labels in few.batches(measure.BATCH, device=device):
+        mine.append(measure.SUITE(model, images, labels, eps=eps, generator=draws).right)
+        attacks = [
+            torchattacks.APGD(model, eps=eps, steps=100),
+            torchattacks.FAB(model, eps=eps, steps=100, n_classes=len(few.classes)),
+            torchattacks.Square(model, eps=eps, n_queries=5000),
+        ]
+        if len(few.classes) > 3:
+            attacks.insert(1, torchattacks.APGDT(model, eps=eps, steps=100, n_classes=len(few.classes)))
+        theirs = torchattacks.MultiAttack(attacks)(images, labels)
+        assert bool((distance(theirs - images, "linf") <= eps + TOLERANCE).all())
+        other.append(stands(model, theirs, labels))
+    return differ("the suite", where, eps, torch.cat(mine), torch.cat(other), peer="AutoAttack of torchattacks")
+
+
+def _smallest(model: nn.Module, few: ImageSet, device: str) -> Tensor:
+    draws = torch.Generator().manual_seed(0)
+    found = (smallest_eps(model, x, y, most=32 / 255, generator=draws) for x, y in few.batches(64, device=device))
+    return torch.cat(list(found))
+
+
+def quantiles(distances: Tensor, *shares: float) -> list[float]:
+    """Of the distances of those images that are answered right."""
+    right = distances[distances > 0]
+    return right.quantile(torch.tensor(shares).to(right)).tolist()
+
+
+def stands(model: nn.Module, found: Tensor, labels: Tensor) -> Tensor:
+    return logits(model, found).argmax(dim=1) == labels
+
+
+def differ(attack: str, where: str, eps: float, mine: Tensor, other: Tensor, peer: str = "torchattacks") -> Row:
+    """The share of images with another verdict, against one in a hundred."""
+    share = float((mine != other).double().mean())
+    alone = f"{(mine & ~other).sum()} and {(other & ~mine).sum()} in one of them alone"
+    told = f"{mine.sum()} and {other.sum()} of {len(mine)} stand ({alone})"
+    print(f"{attack} and {peer}, {where}, ε = {255 * eps:.3f}/255: {told}", flush=True)
+    what = f"share of images with another verdict than {peer}: {attack}, {where}, ε = {255 * eps:.2f}/255"
+    what += f": {told}"
+    measured = {peer: [share], "one per cent": [0.01]}
+    target = None if peer == "its other seed" else 1.0
+    return row(what, measured, peer, "one per cent", target=target, unit="of the images")
+
+
+if __name__ == "__main__":
+    main()
