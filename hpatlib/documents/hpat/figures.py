@@ -441,7 +441,7 @@ def noises(record: Record) -> Table:
         rows,
         "Accuracy in per cent, without a turn, under noise of 6/255. PGD: the document's six steps. From the wrong "
         "label: the same, made to lower the loss of the true one; who reads the label off the noise believes the other "
-        "one. Standard attacks: what a suite of them leaves right, of a sample.",
+        "one. Standard attacks: what a suite of them leaves right, of a sample; an upper bound.",
         "noises",
         record,
     )
