@@ -36,7 +36,7 @@ from hpatlib.worst_case import worst_case
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Item = TypeVar("Item")
 BATCH = 64
-SUITE = partial(worst_case, iterations=20, restarts=1, queries=100)  # the worst case's pixel part: what a CPU affords
+SUITE = partial(worst_case, iterations=50, restarts=1)  # the worst case's pixel part: what a CPU affords
 
 
 @torch.no_grad()
@@ -110,6 +110,7 @@ def environments(
     *,
     readings: Sequence[str] = ("fixed", "searched"),
     searches: int = 100,
+    queries: int = 5000,
     seed: int = 0,
     batch_size: int = BATCH,
 ) -> dict[tuple[str, str], Tensor]:
@@ -117,8 +118,9 @@ def environments(
 
     ``"fixed"`` takes the environment's transform, ``"searched"`` the worst one that STBO finds in its box with
     ``searches`` queries an image; both after PGD at its ε. Where there is nothing to turn or shift, both are PGD alone.
-    ``"worst"`` is what none of four leaves right: that search, the pixel part alone by `worst_case`, another search of
-    its kind and one by gradients, each with ``searches`` units and each asked about what is still right.
+    ``"worst"`` is what none of four leaves right: that search, the pixel part alone by `worst_case` with so many
+    ``queries``, another search of its kind and one by gradients, of ``searches`` units each; each is asked about what
+    is still right.
 
     A pixel attack is made once for all environments and readings that share it. Attacks ask a frozen copy of the model;
     what they return is judged by the model itself.
@@ -148,7 +150,7 @@ def environments(
                     shown = perturb(quick, noisy, labels, spatial=place.fixed) if reading == "fixed" else searched
                     found = logits(model, shown, batch_size=batch_size)
                     if reading == "worst":
-                        attempts = _harder(quick, place, searches, [draws(again=k) for k in (1, 2, 3)])
+                        attempts = _harder(quick, place, searches, queries, [draws(again=k) for k in (1, 2, 3)])
                         found = _worst(model, attempts, found, images, noisy, labels)
                     answers[place.name, reading].append(found.cpu())
                     bar.update(len(images))
@@ -159,10 +161,11 @@ Attempt = Callable[..., Any]  # images, labels → what has .images
 
 
 def _harder(
-    model: nn.Module, place: Environment, searches: int, draws: Sequence[torch.Generator]
+    model: nn.Module, place: Environment, searches: int, queries: int, draws: Sequence[torch.Generator]
 ) -> tuple[list[Attempt], list[Attempt]]:
     """What else the worst case tries: attacks on the images themselves, and transforms of the noisy ones."""
-    pixels: list[Attempt] = [partial(SUITE, model, eps=place.eps, generator=draws[2])] if place.eps else []
+    suite: Attempt = partial(SUITE, model, eps=place.eps, queries=queries, generator=draws[2])
+    pixels = [suite] if place.eps else []
     if place.fixed is None:
         return pixels, []
     # Where the usual 4 · (3 · 5 + 1) units of gradients do not fit into the budget, one start has half of it.

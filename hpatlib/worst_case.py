@@ -68,9 +68,10 @@ def worst_case(
     """Every attack of the suite in turn, each on the images that are still right; all within ``eps`` of the images.
 
     ``"PGD"``: from the image itself and ``restarts`` − 1 points of the ball, ``iterations`` steps of
-    2.5 · ε / iterations; ``"APGD-CE"`` and ``"APGD-margin"``; ``"FMN"``, where its nearest image lies within ε;
-    ``"Square"`` with so many ``queries``; ``"transfer"``: Auto-PGD made on each of ``surrogates``, whose own passes are
-    not counted. In L2 there is no PGD and no Square attack. The budgets are what a CPU affords, about 900 forward
+    2.5 · ε / iterations; ``"PGD, smaller ε"``: the same at ε/2 … ε/16, for what was trained against changes of one size
+    may still fall to a smaller one; ``"APGD-CE"`` and ``"APGD-margin"``; ``"FMN"``, where its nearest image lies within
+    ε; ``"Square"`` with so many ``queries``; ``"transfer"``: Auto-PGD made on each of ``surrogates``, whose own passes
+    are not counted. In L2 there is no PGD and no Square attack. The budgets are what a CPU affords, about 1,100 forward
     passes for an image that stands, a tenth of what AutoAttack spends: give 100 iterations and 5000 queries where a
     number is all that matters. ``generator`` draws all starts.
     """
@@ -79,7 +80,7 @@ def worst_case(
     iterations = check_whole("iterations", iterations)
     queries, batch_size = check_whole("queries", queries, least=2), check_whole("batch_size", batch_size)
 
-    def pgd(start: attacks.Start) -> Attack:
+    def pgd(eps: float, start: attacks.Start = None) -> Attack:
         step = min(1.0, 2.5 * eps / iterations)
         tried = partial(attacks.pgd, model, eps=eps, step=step, iterations=iterations, start=start, generator=generator)
         return lambda x, y: (tried(x, y), 3 * iterations)
@@ -90,8 +91,9 @@ def worst_case(
 
     def suite() -> Iterator[tuple[str, Attack]]:
         if norm == "linf":
-            yield "PGD", pgd(None)
-            yield from (("PGD", pgd("uniform")) for _ in range(restarts - 1))
+            yield "PGD", pgd(eps)
+            yield from (("PGD", pgd(eps, "uniform")) for _ in range(restarts - 1))
+            yield from (("PGD, smaller ε", pgd(eps / 2**halvings)) for halvings in range(1, 5))
         yield "APGD-CE", auto(model, "cross-entropy")
         yield "APGD-margin", auto(model, "margin")
         yield "FMN", lambda x, y: (fmn(model, x, y, norm=norm, iterations=iterations), 3 * iterations - 2)

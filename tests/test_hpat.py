@@ -349,7 +349,7 @@ def chosen(home):
     smoke = hpat.choose("smoke", None, 0)
     tiny = {"recipe": Recipe(epochs=1, batch_size=32), "count": 120}
     settings = {"networks": (("simple_cnn", "scratch"),), "shown": 12, "hardest": 8, "dense": 2, "trainings": 2}
-    settings |= {"train_searches": 2, "searches": 3, "network_searches": 3, "grid_step": 3}
+    settings |= {"train_searches": 2, "searches": 3, "network_searches": 3, "queries": 4, "grid_step": 3}
     values = {name: getattr(smoke.settings, name) for name in smoke.settings.__struct_fields__}
     profile = study.Profile(**values | tiny | settings)
     return replace(smoke, settings=profile, run=replace(smoke.run, **tiny))
@@ -362,7 +362,7 @@ def made(chosen) -> dict[str, Record]:
         patch.setattr(study, "BUDGETS", (1, 9, 27, 99, 100))
         patch.setattr(study, "DENSE", (3, 3, 5))
         patch.setattr(study, "_searched", _searched_less)  # the document's 100 and 775 queries an image take long
-        patch.setattr(measure, "SUITE", partial(worst_case, iterations=2, restarts=1, queries=4))
+        patch.setattr(measure, "SUITE", partial(worst_case, iterations=2, restarts=1))
         tables = {r.header.chapter: r for r in (f(chosen) for f in STUDIES.values())}
     assert set(tables) == set(STUDIES)
     return tables
@@ -441,6 +441,13 @@ def test_cells_are_those_the_chapters_speak_of(made, chosen):
         assert misled < led
     table = figures.noises(made["hpat/fig5_hybrid_grid"]).frame.set_index("training")
     assert table.columns[0] == "clean" and (table != "–").all(axis=None)
+    felled = (
+        made["hpat/fig5_hybrid_grid"].table("felled").query("attack == 'stands'").groupby("training")["images"].sum()
+    )
+    stood = {name: noisy[name, quantities.LOUD, "worst"].value * 2 * 8 for name in ("Standard", "Adv_h")}
+    assert stood == pytest.approx(felled.reindex(stood, fill_value=0).to_dict())
+    shares = figures.felled(made["hpat/fig5_hybrid_grid"]).frame.set_index("training").astype(float)
+    assert len(shares) == 2 and shares.sum(axis=1).tolist() == pytest.approx([100, 100], abs=0.5)
     still = quantities.gridded(five).invariance(environment=quantities.STILL)
     assert all(still[name, quantities.STILL, r].value == 1 for name in ("Standard", "Adv_h") for r in figures.READINGS)
     two = made["hpat/table2_mixbn"].outcomes

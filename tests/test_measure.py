@@ -184,13 +184,14 @@ def test_the_worst_case_is_no_milder_than_any_of_its_parts(model, images, labels
     held, parts = Held(images, labels), []
     place = environment(2, size=16)
 
-    def suite(model, images, labels, *, eps, generator):
-        found = worst_case(model, images, labels, eps=eps, generator=generator, iterations=3, restarts=1, queries=4)
+    def suite(model, images, labels, *, queries, **given):
+        assert queries == 44
+        found = worst_case(model, images, labels, iterations=3, restarts=1, queries=4, **given)
         parts.append((images, labels, found.images))
         return found
 
     monkeypatch.setattr(measure, "SUITE", suite)
-    found = measure.environments(model, held, [place], readings=["searched", "worst"], searches=8, seed=3)
+    found = measure.environments(model, held, [place], readings=["searched", "worst"], searches=8, queries=44, seed=3)
 
     def margin(answers, labels):
         own = answers.gather(1, labels[:, None]).squeeze(1)
@@ -207,7 +208,7 @@ def test_the_worst_case_is_no_milder_than_any_of_its_parts(model, images, labels
     still = measure.environments(model, held, [pixel_and_rotation(0, 60)], readings=["worst"], searches=8)
     assert len(parts) == 1 and list(still) == [("0/255, 60°", "worst")]
     monkeypatch.setattr(measure, "stbo", None)
-    measure.environments(model, held, [pixel_and_rotation(2, 0)], readings=["worst"], searches=8)
+    measure.environments(model, held, [pixel_and_rotation(2, 0)], readings=["worst"], searches=8, queries=44)
     assert len(parts) == 2
 
 

@@ -237,6 +237,13 @@ def test_smallest_eps_is_that_of_the_suite(plain, test_set):
 # The suite
 
 
+@pytest.mark.parametrize("eps", [0.3, 0.49])
+def test_the_suite_looks_nearby_where_a_large_ball_leads_astray(eps):
+    images, labels = torch.full((3, 1, 4, 4), 0.51), torch.zeros(3, dtype=torch.long)
+    found = worst_case(Moat(), images, labels, eps=eps, iterations=10, queries=2, generator=generator())
+    assert found.felled_by == ("PGD, smaller ε",) * 3  # at ε it goes past what misleads
+
+
 @NORMS
 def test_the_suite_is_never_weaker_than_one_attack(norm, plain, test_set):
     images, labels = test_set

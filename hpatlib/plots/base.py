@@ -41,6 +41,8 @@ FEATURES = {
     "correlation": "correlation",
     "dissimilarity": "dissimilarity",
 }
+# What hpatlib.worst_case says of an image, in the order of its suite.
+FELLED_BY = ("clean", "PGD", "PGD, smaller ε", "APGD-CE", "APGD-margin", "FMN", "Square", "transfer", "stands")
 PNG = "data:image/png;base64,"
 FONT = re.compile(r"font: (?:(\w+) )?([\d.]+px) [^;]*(?:; |$)|font-family: [^;]*(?:; |$)")
 UPRIGHT = re.compile(r"rotate\(-?0 [^)]*\)")

@@ -201,8 +201,7 @@ def felled(record: Record) -> Table:
     found = record.table("felled")
     keys = ["dataset", "training", "eps"]
     wide = found.groupby([*keys, "attack"], sort=False)["images"].sum().unstack("attack", fill_value=0).reset_index()
-    order = ["clean", "PGD", "APGD-CE", "APGD-margin", "FMN", "Square", "transfer", "stands"]
-    named = wide[[*keys, *sorted(wide.columns.difference(keys), key=order.index)]]
+    named = wide[[*keys, *sorted(wide.columns.difference(keys), key=base.FELLED_BY.index)]]
     if counted := "queries" in found:
         stood = found[found["attack"] == "stands"].groupby(keys)["queries"].mean()
         passes = stood.reindex(pd.MultiIndex.from_frame(named[keys]))

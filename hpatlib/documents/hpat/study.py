@@ -59,10 +59,11 @@ Name = TypeVar("Name")
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``networks``: table 1's, (name, weights), each trained ``network_trainings`` times; ``train_searches``,
     ``searches``, ``network_searches``: STBO's queries an image when training, when measuring, and when measuring
-    ``networks`` or figure 4's H1 to H5; ``strategy``: the recipe of all trainings that are compared with adversarial
-    ones (None: ``recipe``), whose adversaries grow over ``warmup`` epochs (L36); ``grid_step``: of figure 5's grid;
-    ``hardest``, ``dense``: how many test images searches of H6 and figure 6's dense grid are measured on, and the
-    first, how many training images a dose. Fixed H6, figure 1 and clean images: all test images.
+    ``networks`` or figure 4's H1 to H5; ``queries``: the Square attack's in the worst case; ``strategy``: the recipe of
+    all trainings that are compared with adversarial ones (None: ``recipe``), whose adversaries grow over ``warmup``
+    epochs (L36); ``grid_step``: of figure 5's grid; ``hardest``, ``dense``: how many test images searches of H6 and
+    figure 6's dense grid are measured on, and the first, how many training images a dose. Fixed H6, figure 1 and clean
+    images: all test images.
     """
 
     networks: tuple[tuple[str, str], ...]
@@ -73,6 +74,7 @@ class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields
     grid_step: int
     hardest: int
     dense: int
+    queries: int = 5000  # AutoAttack's
     strategy: Recipe | None = None
     warmup: int = 0
 
@@ -295,14 +297,15 @@ def hybrid_grid(chosen: Chosen[Profile]) -> Record:
     """Figure 5: standard and hybrid training over ε × rotation, in both readings; one angle needs few queries.
 
     Fixed turns are asked of all test images, searches of as many as the profile affords. Beside the grid, the noise of
-    6/255 without a turn: what standard attacks leave right, and how noise is answered that is not made to mislead.
+    6/255 without a turn: what standard attacks leave right and which of them felled what, and how noise is answered
+    that is not made to mislead.
     """
     study = Study("hpat/fig5_hybrid_grid", chosen, ["training", "environment", "reading"])
     for name, run, found in trained(study, strategies(chosen, ["Standard", "Adv_h"])):
         ask = _Asked(study, found, run, 25, {"training": name})
         ask.places(found.test, grid(chosen), "fixed")
         ask.places(measure.sample(found.test, chosen.settings.shown), grid(chosen), "searched")
-        ask.places(measure.sample(found.test, chosen.settings.hardest), [pixel_and_rotation(6, 0)], "worst")
+        ask.worst(measure.sample(found.test, chosen.settings.hardest), pixel_and_rotation(6, 0))
         ask.controls(found.test, pixel_and_rotation(6, 0))
     return study.record()
 
@@ -367,12 +370,31 @@ class _Asked:
 
     def places(self, images: ImageSet, several: Sequence[Environment], *readings: str) -> None:
         """Its answers in several environments, read in these ways."""
+        budget = {"searches": self.searches, "queries": self.study.chosen.settings.queries}
         answers = measure.environments(
-            self.found.model, images, several, readings=readings, searches=self.searches, seed=self.run.seed
+            self.found.model, images, several, readings=readings, seed=self.run.seed, **budget
         )
         for (place, reading), each in answers.items():
             rows = measure.rows(images, each)
             self.study.add(self.found, rows, environment=place, reading=reading, **self.given)
+
+    def worst(self, images: ImageSet, place: Environment) -> None:
+        """Its answers to the worst that the suite of pixel attacks makes at a place's ε, whatever turns there; table
+        "felled": how many images each attack was the first to fell."""
+        felled: list[str] = []
+        draws = torch.Generator().manual_seed(self.run.seed)
+
+        def suite(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            queries = self.study.chosen.settings.queries
+            found = measure.SUITE(model, x, y, eps=place.eps, queries=queries, generator=draws)
+            felled.extend(name or "stands" for name in found.felled_by)
+            return found.images
+
+        ((_, answers),) = measure.attacked(self.found.model, images, {"worst": suite}, asked=frozen(self.found.model))
+        rows = measure.rows(images, answers)
+        self.study.add(self.found, rows, environment=place.name, reading="worst", **self.given)
+        counts = pd.Series(felled, name="attack").value_counts().rename("images").reset_index()
+        self.study.table("felled", counts.assign(seed=self.run.seed, **self.given))
 
     def controls(self, images: ImageSet, place: Environment) -> None:
         """Its answers to noise of a place's ε that is drawn at random, and to PGD's for the other of two labels: who
