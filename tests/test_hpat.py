@@ -15,7 +15,7 @@ from made_up import check_held_out, header, measured, model
 from sklearn import metrics
 from test_measure import Left, image_set
 
-from hpatlib import attacks, claims, documents, measure, records, runs
+from hpatlib import attacks, checks, claims, documents, measure, records, runs
 from hpatlib.documents import hpat
 from hpatlib.documents.hpat import figures, quantities, study
 from hpatlib.documents.hpat.quantities import LONGER, PIXEL, SPATIAL
@@ -448,6 +448,9 @@ def test_cells_are_those_the_chapters_speak_of(made, chosen):
     assert stood == pytest.approx(felled.reindex(stood, fill_value=0).to_dict())
     shares = figures.felled(made["hpat/fig5_hybrid_grid"]).frame.set_index("training").astype(float)
     assert len(shares) == 2 and shares.sum(axis=1).tolist() == pytest.approx([100, 100], abs=0.5)
+    signs = figures.masking(made["hpat/fig5_hybrid_grid"]).frame
+    assert list(signs) == ["check", "Standard", "Adv_h"] and len(signs) == len(checks.CHECKS)
+    assert signs["Adv_h"].str.fullmatch(r"-?\d\.\d\d \[-?\d\.\d\d, -?\d\.\d\d\], (not raised|unclear|raised)").all()
     still = quantities.gridded(five).invariance(environment=quantities.STILL)
     assert all(still[name, quantities.STILL, r].value == 1 for name in ("Standard", "Adv_h") for r in figures.READINGS)
     two = made["hpat/table2_mixbn"].outcomes

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from hpatlib import attacks, documents, measure
+from hpatlib import attacks, checks, documents, measure
 from hpatlib._model import device_of, held_still
 from hpatlib.data import ImageSet
 from hpatlib.documents import profiles
@@ -298,15 +298,25 @@ def hybrid_grid(chosen: Chosen[Profile]) -> Record:
 
     Fixed turns are asked of all test images, searches of as many as the profile affords. Beside the grid, the noise of
     6/255 without a turn: what standard attacks leave right and which of them felled what, and how noise is answered
-    that is not made to mislead.
+    that is not made to mislead. Table "masking": the checks for masked gradients, for the first training of each kind.
     """
     study = Study("hpat/fig5_hybrid_grid", chosen, ["training", "environment", "reading"])
-    for name, run, found in trained(study, strategies(chosen, ["Standard", "Adv_h"])):
+    runs = strategies(chosen, ["Standard", "Adv_h"])
+    for name, run, found in trained(study, runs):
         ask = _Asked(study, found, run, 25, {"training": name})
         ask.places(found.test, grid(chosen), "fixed")
         ask.places(measure.sample(found.test, chosen.settings.shown), grid(chosen), "searched")
-        ask.worst(measure.sample(found.test, chosen.settings.hardest), pixel_and_rotation(6, 0))
+        few = measure.sample(found.test, chosen.settings.hardest)
+        ask.worst(few, pixel_and_rotation(6, 0))
         ask.controls(found.test, pixel_and_rotation(6, 0))
+        if run.seed == chosen.seed:
+            (other,) = (train_or_load(several[0]) for kind, several in runs.items() if kind != name)
+            networks = (frozen(found.model), frozen(other.model))
+            seen = checks.gather(
+                *networks, *few.tensors(device_of(found.model)), eps=6 / 255, queries=chosen.settings.queries
+            )
+            signs = checks.verdicts(seen).drop(columns=["raised_if", "explanation", "advice"])
+            study.table("masking", signs.assign(training=name, seed=run.seed))
     return study.record()
 
 
