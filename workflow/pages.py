@@ -13,7 +13,7 @@ import yaml
 
 from hpatlib import claims, documents, records
 from hpatlib.claims import Judgement
-from hpatlib.plots import answers
+from hpatlib.plots import answers, base
 from hpatlib.records import Model, Record
 
 ROOT = ".."  # from a page in book/ to the top of the built book
@@ -379,9 +379,11 @@ def baselines(found: Sequence[Record]) -> str:
         trivial = [100 * (m.trivial or 0) for m in several]
         spread = f"{mean(right):.1f} ({min(right):.1f} to {max(right):.1f})"
         sides = f"{mean(m.train for m in several):.0f}, {mean(m.test for m in several):.0f}"
-        rows.append([*by, len(several), sides, spread, f"{mean(trivial):.1f}"])
-    head = ["data", "network", "size", "split by", "epochs", "trainings", "training, test images"]
-    return table([*head, "clean accuracy, %", "largest class, %"], rows, "No network was measured yet.")
+        data, network, size, split, epochs = by
+        reached = [spread, f"{mean(trivial):.1f}", len(several)]
+        rows.append([data, base.network(network), split, *reached, sides, epochs, size])
+    head = ["data", "network", "split by", "accuracy, %", "largest class, %", "trainings", "training, test images"]
+    return table([*head, "epochs", "size"], rows, "No network was measured yet.")
 
 
 # What clean training was to reach, set before these records: chapter, data, network, measure and aim.
@@ -409,7 +411,7 @@ def aims(found: Sequence[Record]) -> str:
         if values:
             reached = f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
             met = "reached" if mean(values) >= aim else "**missed**"
-            rows.append([dataset, network, measure, len(values), f"{aim:.2f}", reached, met])
+            rows.append([dataset, base.network(network), measure, len(values), f"{aim:.2f}", reached, met])
     head = ["data", "network", "measure", "trainings", "aim", "mean (range)", ""]
     return table(head, rows, "No network was measured yet.")
 
