@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from hpatlib import measure, runs
 from hpatlib.apgd import apgd, distance
 from hpatlib.data import ImageSet
-from hpatlib.documents import assimilation, hpat
+from hpatlib.documents import assimilation, hpat, ultrasound
 from hpatlib.documents.hpat.study import strategies
+from hpatlib.documents.ultrasound.study import against
 from hpatlib.measure import logits
 from hpatlib.square import square
 from hpatlib.training import Recipe
@@ -67,7 +68,7 @@ def small(options: argparse.Namespace) -> Iterator[Row]:
 
 def behind_claims(options: argparse.Namespace) -> Iterator[Row]:
     """The suite, at the ε that half of the images withstand and at the claims' own."""
-    cells, slides = (document.choose("laptop", "real", 0) for document in (hpat, assimilation))
+    cells, slides, report = (document.choose("laptop", "real", 0) for document in (hpat, assimilation, ultrasound))
     named, budget = strategies(cells, ["Standard", "Adv_h"]), slides.settings
     hard = partial(measure.SUITE, queries=cells.settings.queries)
     tries = {"iterations": budget.suite_iterations, "restarts": budget.restarts, "queries": budget.queries}
@@ -75,6 +76,11 @@ def behind_claims(options: argparse.Namespace) -> Iterator[Row]:
         "standard training on C-NMC": (named["Standard"][0], hard, ()),
         "hybrid training on C-NMC": (named["Adv_h"][0], hard, (6 / 255,)),
         f"vanilla on {slides.run.dataset}": (slides.run, partial(worst_case, **tries), (0.25 / 255,)),
+        f"online training on {report.run.dataset}": (
+            against(report.run, "online", 0.05),
+            partial(worst_case, iterations=report.settings.iterations, queries=report.settings.queries),
+            (0.05,),
+        ),
     }
     for where, (run, suite, claimed) in asked.items():
         trained = runs.train_or_load(run, device=options.device)

@@ -454,7 +454,7 @@ def felled(record: Record) -> Table:
     named = sorted(counts.columns, key=base.FELLED_BY.index)
     shares = 100 * counts[named].div(counts.sum(axis=1), axis=0)
     return base.table(
-        shares.map("{:.1f}".format).reset_index().rename(columns={"clean": "wrong already"}),
+        shares.map("{:.1f}".format).rename_axis(columns=None).reset_index().rename(columns={"clean": "wrong already"}),
         "Per cent of the images by the first of the standard attacks that felled them at 6/255, without a turn, over "
         "all trainings; they are run in this order, each on what still stands. Smaller ε: PGD at 3/255 to 0.375/255, "
         "which lies within.",
@@ -473,7 +473,7 @@ def masking(record: Record) -> Table:
     ]
     wide = found.assign(told=told).pivot(index="check", columns="training", values="told")
     return base.table(
-        wide.reindex(index=found["check"].unique(), columns=found["training"].unique()).reset_index(),
+        wide.reindex(found["check"].unique())[list(found["training"].unique())].rename_axis(columns=None).reset_index(),
         f"Signs at 6/255 that a network masks its gradients, of the trainings with seed {seed}: shares of images, with "
         "95 % intervals over the images of each class; above zero speaks for masking. Raised: the whole interval is; "
         "unclear: only the value is. A check that is not raised proves nothing.",
