@@ -71,7 +71,8 @@ def behind_claims(options: argparse.Namespace) -> Iterator[Row]:
     cells, slides, report = (document.choose("laptop", "real", 0) for document in (hpat, assimilation, ultrasound))
     named, budget = strategies(cells, ["Standard", "Adv_h"]), slides.settings
     hard = partial(measure.SUITE, queries=cells.settings.queries)
-    tries = {"iterations": budget.suite_iterations, "restarts": budget.restarts, "queries": budget.queries}
+    tries = {"iterations": budget.suite_iterations, "auto_iterations": budget.auto_iterations}
+    tries |= {"restarts": budget.restarts, "queries": budget.queries}
     asked: dict[str, tuple[runs.Run, Suite, tuple[float, ...]]] = {
         "standard training on C-NMC": (named["Standard"][0], hard, ()),
         "hybrid training on C-NMC": (named["Adv_h"][0], hard, (6 / 255,)),

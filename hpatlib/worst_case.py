@@ -60,6 +60,7 @@ def worst_case(
     norm: Norm = "linf",
     surrogates: Sequence[nn.Module] = (),
     iterations: int = 20,
+    auto_iterations: int | None = None,
     restarts: int = 3,
     queries: int = 500,
     batch_size: int = 64,
@@ -69,15 +70,17 @@ def worst_case(
 
     ``"PGD"``: from the image itself and ``restarts`` − 1 points of the ball, ``iterations`` steps of
     2.5 · ε / iterations; ``"PGD, smaller ε"``: the same at ε/2 … ε/16, for what was trained against changes of one size
-    may still fall to a smaller one; ``"APGD-CE"`` and ``"APGD-margin"``; ``"FMN"``, where its nearest image lies within
-    ε; ``"Square"`` with so many ``queries``; ``"transfer"``: Auto-PGD made on each of ``surrogates``, whose own passes
-    are not counted. In L2 there is no PGD and no Square attack. The budgets are what a CPU affords, about 1,100 forward
-    passes for an image that stands, a tenth of what AutoAttack spends: give 100 iterations and 5000 queries where a
-    number is all that matters. ``generator`` draws all starts.
+    may still fall to a smaller one; ``"APGD-CE"`` and ``"APGD-margin"`` with ``auto_iterations`` steps (None: as many);
+    ``"FMN"``, where its nearest image lies within ε; ``"Square"`` with so many ``queries``; ``"transfer"``: Auto-PGD
+    made on each of ``surrogates``, whose own passes are not counted. In L2 there is no PGD and no Square attack. The
+    budgets are what a CPU affords, about 1,100 forward passes for an image that stands, a tenth of what AutoAttack
+    spends: give 100 steps of Auto-PGD and 5000 queries, as it does, where a number is all that matters. ``generator``
+    draws all starts.
     """
     check_images(images, labels)
     eps, restarts = check_eps(eps, norm), check_whole("restarts", restarts)
     iterations = check_whole("iterations", iterations)
+    steps = iterations if auto_iterations is None else check_whole("auto_iterations", auto_iterations)
     queries, batch_size = check_whole("queries", queries, least=2), check_whole("batch_size", batch_size)
 
     def pgd(eps: float, start: attacks.Start = None) -> Attack:
@@ -86,8 +89,8 @@ def worst_case(
         return lambda x, y: (tried(x, y), 3 * iterations)
 
     def auto(network: nn.Module, loss: attacks.Loss) -> Attack:
-        tried = partial(apgd, network, eps=eps, iterations=iterations, norm=norm, loss=loss, generator=generator)
-        return lambda x, y: (tried(x, y), 3 * iterations + 1 if network is model else 0)
+        tried = partial(apgd, network, eps=eps, iterations=steps, norm=norm, loss=loss, generator=generator)
+        return lambda x, y: (tried(x, y), 3 * steps + 1 if network is model else 0)
 
     def suite() -> Iterator[tuple[str, Attack]]:
         if norm == "linf":

@@ -297,6 +297,7 @@ def test_queries_are_the_passes_of_the_model(norm, plain, test_set):
             for eps in (1e-4, 0.8 * HARD[norm], EPS if norm == "linf" else 1.0):
                 passes.clear()
                 effort = {"iterations": 4, "queries": 9, "norm": norm, "surrogates": [fitted(1)]}
+                effort |= {"auto_iterations": 6} if number else {}
                 found = worst_case(plain, images, labels, eps=eps, generator=generator(), **effort)
                 assert found.queries.item() == sum(passes)
     finally:
@@ -382,6 +383,7 @@ def test_bad_inputs_are_named(method, model, images, labels):
         (apgd, {"iterations": 0}, "iterations must .* found 0"),
         (worst_case, {"eps": math.nan}, "found nan"),
         (worst_case, {"restarts": 0}, "restarts must .* found 0"),
+        (worst_case, {"auto_iterations": 0}, "auto_iterations must .* found 0"),
         (worst_case, {"queries": 1}, "queries must .* found 1"),
         (worst_case, {"batch_size": 0}, "batch_size must .* found 0"),
         (worst_case, {"norm": 2}, "found 2"),

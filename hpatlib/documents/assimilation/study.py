@@ -71,9 +71,10 @@ class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields
     ``ladder``, ``short_ladder``: ε in grey levels of 255, for chest CT and for the other three data sets; ``standard``:
     ε in grey levels at which the standard attacks are run together, the slides' smallest and one where about half of
     vanilla's validation images stand; ``iterations``: of iterated attacks; ``suite_iterations``, ``restarts``: of the
-    standard attacks; ``queries``: of their Square attack, an image; ``most``: at most so many images of a data set,
-    where the slides have more; ``textures``: images of each set whose textures are measured; ``natural``: the natural
-    images that real medical ones are compared with, a key of ``data.SOURCES`` (phantoms: photographs).
+    standard attacks; ``auto_iterations``: of their Auto-PGD; ``queries``: of their Square attack, an image; ``most``:
+    at most so many images of a data set, where the slides have more; ``textures``: images of each set whose textures
+    are measured; ``natural``: the natural images that real medical ones are compared with, a key of ``data.SOURCES``
+    (phantoms: photographs).
     """
 
     backbones: tuple[tuple[str, str], ...]
@@ -84,6 +85,7 @@ class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields
     restarts: int
     queries: int
     suite_iterations: int = 20
+    auto_iterations: int = 100
     textures: int
     natural: str
     most: int | None = None
@@ -298,7 +300,7 @@ def stands(
     x, y = images.tensors(device_of(model))
     eps = level / 255 * (1.0 if norm == "linf" else math.sqrt(x[0].numel()))
     tries: dict[str, Any] = {"restarts": settings.restarts, "queries": settings.queries}
-    tries["iterations"] = settings.suite_iterations
+    tries |= {"iterations": settings.suite_iterations, "auto_iterations": settings.auto_iterations}
     draws = torch.Generator().manual_seed(seed)
     others = [frozen(surrogate) for surrogate in surrogates]
     found = worst_case(frozen(model), x, y, eps=eps, norm=norm, surrogates=others, generator=draws, **tries)
