@@ -2,9 +2,9 @@
 
 Claim: the same verdict on at least 99 % of the images. First each attack alone, on a small network that is trained
 here, on real ultrasound where ``HPAT_DATA`` is set and on phantoms otherwise. Then, on real images only, networks
-behind claims: the standard attacks with the budget of their document's records, without those made on other models,
-against AutoAttack's attacks with their authors' budget, on ``--images`` test images, at the ε that half of them
-withstand and at a claim's own. Networks that were kept are loaded, others trained.
+behind claims: the standard attacks with the budget that their document's laptop profile has now, without those made on
+other models, against AutoAttack's attacks with their authors' budget, on ``--images`` test images, at the median of
+their smallest ε and at a claim's own. Networks that were kept are loaded, others trained.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def small(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def behind_claims(options: argparse.Namespace) -> Iterator[Row]:
-    """The suite, at the ε that half of the images withstand and at the claims' own."""
+    """The suite, at the median of the smallest ε and at the claims' own."""
     cells, slides, report = (document.choose("laptop", "real", 0) for document in (hpat, assimilation, ultrasound))
     named, budget = strategies(cells, ["Standard", "Adv_h"]), slides.settings
     hard = partial(measure.SUITE, queries=cells.settings.queries)

@@ -2,7 +2,8 @@
 
 The robustness that an attack measures is an upper bound, and the lowest of several different ones is the nearest to the
 truth. The suite is AutoAttack's idea (Croce & Hein 2020) for two classes and more, whose own suite takes four: PGD with
-restarts, Auto-PGD on two losses, a minimal-distance attack (FMN), the Square attack, and images made on other models.
+restarts and at smaller ε, Auto-PGD on two losses, a minimal-distance attack (FMN), the Square attack, and images made
+on other models.
 Images ``[B, C, H, W]`` in ``[0, 1]``, labels ``[B]``, any number of them: they are worked through ``batch_size`` at a
 time. Checks and the promise to leave the model as found are those of ``hpatlib.attacks``.
 """
@@ -69,13 +70,13 @@ def worst_case(
     """Every attack of the suite in turn, each on the images that are still right; all within ``eps`` of the images.
 
     ``"PGD"``: from the image itself and ``restarts`` − 1 points of the ball, ``iterations`` steps of
-    2.5 · ε / iterations; ``"PGD, smaller ε"``: the same at ε/2 … ε/16, for what was trained against changes of one size
-    may still fall to a smaller one; ``"APGD-CE"`` and ``"APGD-margin"`` with ``auto_iterations`` steps (None: as many);
-    ``"FMN"``, where its nearest image lies within ε; ``"Square"`` with so many ``queries``; ``"transfer"``: Auto-PGD
-    made on each of ``surrogates``, whose own passes are not counted. In L2 there is no PGD and no Square attack. The
-    budgets are what a CPU affords, about 1,100 forward passes for an image that stands, a tenth of what AutoAttack
-    spends: give 100 steps of Auto-PGD and 5000 queries, as it does, where a number is all that matters. ``generator``
-    draws all starts.
+    2.5 · ε / iterations; ``"PGD, smaller ε"``: from the image itself at ε/2, ε/4, ε/8 and ε/16, for what was trained
+    against changes of one size may still fall to a smaller one; ``"APGD-CE"`` and ``"APGD-margin"``, each with
+    ``auto_iterations`` steps (None: as many); ``"FMN"``, where its nearest image lies within ε; ``"Square"`` with so
+    many ``queries``; ``"transfer"``: Auto-PGD made on each of ``surrogates``, whose own passes are not counted. In L2
+    there is no PGD and no Square attack. The budgets are what a CPU affords, about 1,100 forward passes for an image
+    that stands, a tenth of what AutoAttack spends: give 100 steps of Auto-PGD and 5000 queries, as it does, where a
+    number is all that matters. ``generator`` draws all starts.
     """
     check_images(images, labels)
     eps, restarts = check_eps(eps, norm), check_whole("restarts", restarts)

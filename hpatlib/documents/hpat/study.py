@@ -313,7 +313,11 @@ def hybrid_grid(chosen: Chosen[Profile]) -> Record:
             (other,) = (train_or_load(several[0]) for kind, several in runs.items() if kind != name)
             networks = (frozen(found.model), frozen(other.model))
             seen = checks.gather(
-                *networks, *few.tensors(device_of(found.model)), eps=6 / 255, queries=chosen.settings.queries
+                *networks,
+                *few.tensors(device_of(found.model)),
+                eps=6 / 255,
+                queries=chosen.settings.queries,
+                seed=run.seed,
             )
             signs = checks.verdicts(seen).drop(columns=["raised_if", "explanation", "advice"])
             study.table("masking", signs.assign(training=name, seed=run.seed))
