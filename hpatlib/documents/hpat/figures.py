@@ -428,10 +428,10 @@ def noises(record: Record) -> Table:
     accuracy = record.outcomes.accuracy
     columns = {
         "clean": (quantities.STILL, "fixed"),
-        "random noise": (quantities.DRAWN, "control"),
         "PGD": (quantities.LOUD, "fixed"),
-        "PGD from the wrong label": (quantities.WRONG, "control"),
         "standard attacks": (quantities.LOUD, "worst"),
+        "random noise": (quantities.DRAWN, "control"),
+        "PGD from the wrong label": (quantities.WRONG, "control"),
     }
     rows = [
         {"training": name} | {title: _percent(accuracy, name, *cell) for title, cell in columns.items()}
@@ -439,9 +439,9 @@ def noises(record: Record) -> Table:
     ]
     return base.table(
         rows,
-        "Accuracy in per cent, without a turn, under noise of 6/255. PGD: the document's six steps. From the wrong "
-        "label: the same, made to lower the loss of the true one; who reads the label off the noise believes the other "
-        "one. Standard attacks: what a suite of them leaves right, of a sample; an upper bound.",
+        "Accuracy in per cent, without a turn, under noise of 6/255. PGD: the document's six steps. Standard attacks: "
+        "what a suite of them leaves right, of a sample; an upper bound. From the wrong label: PGD made to lower the "
+        "loss of the true one; who reads the label off the noise believes the other one.",
         "noises",
         record,
     )
