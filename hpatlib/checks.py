@@ -228,28 +228,20 @@ class _Connected(nn.Module):
 
 
 def verdicts(evidence: Evidence, groups: np.ndarray | None = None) -> pd.DataFrame:
-    """A row a check: ``check``, ``value``, ``value_low``, ``value_high``, ``n``, ``verdict`` and its three texts.
+    """A row a check: ``check``, ``value``, ``value_low``, ``value_high``, ``n`` and ``verdict``.
 
     The value is a share of images or a difference of accuracies, with its interval over the images of each class (or
     ``groups [N]`` of them that belong together); above 0 speaks for masking. ``verdict``: ``"raised"`` where the whole
     interval is above 0, ``"unclear"`` where only the value is, ``"not raised"`` otherwise. An interval over a dozen
-    images is wide: 50 or more are worth their time.
+    images is wide: 50 or more are worth their time. ``CHECKS`` say why each is a sign, and what to do.
     """
     together = np.arange(len(evidence.labels)) if groups is None else groups
     rows = []
     for check in CHECKS:
         values, level = check.measure(evidence)
-        told: dict[str, object] = {
-            "raised_if": check.raised_if,
-            "explanation": check.explanation,
-            "advice": check.advice,
-        }
-        rows.append(_sign(check.name, statistics.mean_of(values, None, together, strata=evidence.labels), level) | told)
+        estimate = statistics.mean_of(values, None, together, strata=evidence.labels)
+        low, high = estimate.interval(level)
+        verdict = "raised" if low > 0 else "unclear" if estimate.value > 0 else "not raised"
+        numbers = {"value": estimate.value, "value_low": low, "value_high": high, "n": estimate.n}
+        rows.append({"check": check.name, **numbers, "verdict": verdict})
     return pd.DataFrame(rows)
-
-
-def _sign(check: str, estimate: statistics.Estimate, level: float) -> dict[str, object]:
-    low, high = estimate.interval(level)
-    verdict = "raised" if low > 0 else "unclear" if estimate.value > 0 else "not raised"
-    numbers: dict[str, object] = {"value": estimate.value, "value_low": low, "value_high": high, "n": estimate.n}
-    return {"check": check, **numbers, "verdict": verdict}

@@ -73,10 +73,10 @@ def worst_case(
     2.5 · ε / iterations; ``"PGD, smaller ε"``: from the image itself at ε/2, ε/4, ε/8 and ε/16, for what was trained
     against changes of one size may still fall to a smaller one; ``"APGD-CE"`` and ``"APGD-margin"``, each with
     ``auto_iterations`` steps (None: as many); ``"FMN"``, where its nearest image lies within ε; ``"Square"`` with so
-    many ``queries``; ``"transfer"``: Auto-PGD made on each of ``surrogates``, whose own passes are not counted. In L2
-    there is no PGD and no Square attack. The budgets are what a CPU affords, about 1,100 forward passes for an image
-    that stands, a tenth of what AutoAttack spends: give 100 steps of Auto-PGD and 5000 queries, as it does, where a
-    number is all that matters. ``generator`` draws all starts.
+    many ``queries``; ``"transfer"``: Auto-PGD with the same steps, made on each of ``surrogates``, whose own passes are
+    not counted. In L2 there is no PGD and no Square attack. The budgets are what a CPU affords, about 1,100 forward
+    passes for an image that stands, a tenth of what AutoAttack spends: give 100 steps of Auto-PGD and 5000 queries, as
+    it does, where a number is all that matters. ``generator`` draws all starts.
     """
     check_images(images, labels)
     eps, restarts = check_eps(eps, norm), check_whole("restarts", restarts)

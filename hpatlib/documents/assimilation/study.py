@@ -263,7 +263,6 @@ def _under_attack(
                     level = settings.standard[0]
                     found = checks.gather(mine.model, others[0], x, y, eps=level / 255, **tries)
                     table = checks.verdicts(found, images.groups)
-                    table = table.drop(columns=["raised_if", "explanation", "advice"])
                     study.table("masking", table.assign(**where, eps=strength(level), seed=run.seed))
     felled = study.taken("felled")
     kinds = felled.groupby(["dataset", "network", "training", "eps", "attack"], sort=False)["queries"]

@@ -319,8 +319,7 @@ def hybrid_grid(chosen: Chosen[Profile]) -> Record:
                 queries=chosen.settings.queries,
                 seed=run.seed,
             )
-            signs = checks.verdicts(seen).drop(columns=["raised_if", "explanation", "advice"])
-            study.table("masking", signs.assign(training=name, seed=run.seed))
+            study.table("masking", checks.verdicts(seen).assign(training=name, seed=run.seed))
     return study.record()
 
 
