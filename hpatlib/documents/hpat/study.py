@@ -192,7 +192,7 @@ def _least_noise(model: nn.Module, few: ImageSet, seed: int, *, batch: int = 64)
     for images, labels in few.batches(batch, device=device_of(model)):
         asked = {LEAST: (model, images), f"{LEAST}, in the cell": masked(model, images)}
         for name, (network, x) in asked.items():
-            least = smallest_eps(network, x, labels, most=EDGE[1], least=EDGE[0], generator=draws)
+            least = smallest_eps(network, x, labels, most=EDGE[1], generator=draws)
             found[name].append(least.cpu().double())
     eps = {name: torch.cat(parts).numpy() for name, parts in found.items()}
     known = {name: np.where(each > 0, each.clip(*EDGE), np.nan) for name, each in eps.items()}
