@@ -2,7 +2,8 @@
 
 One gradient loop; each attack is a choice of start, step and direction. Images are ``[B, C, H, W]`` floats in
 ``[0, 1]``, labels ``[B]`` longs, ``eps`` and ``step`` fractions of the full pixel range (``6 / 255``). Every attack
-returns images in ``[0, 1]`` within ``eps`` of the input, and leaves the model as found.
+returns images in ``[0, 1]`` within ``eps`` of the input, but for the rounding of their dtype (of half precision a
+tenth of a grey level, of bfloat16 half of one), and leaves the model as found.
 
 Each ascends a ``loss``: ``"cross-entropy"``; ``"margin"``, the best other logit less the label's own, which has slopes
 where the cross-entropy is saturated; or a function of logits ``[B, K]`` and labels ``[B]`` that returns ``[B]``.
@@ -110,7 +111,7 @@ def pgd(
     labels: Tensor,
     *,
     eps: float,
-    step: float,
+    step: float | None = None,
     iterations: int,
     start: Start = "uniform",
     loss: Loss = "cross-entropy",
@@ -119,8 +120,9 @@ def pgd(
     """Projected gradient descent (Madry et al. 2018; equations 2–3 with the step ``Δ_I`` and the projection).
 
     ``start`` is ``"uniform"`` in the ball (Madry), ``"gaussian"`` 0.001 · N(0, 1) (line 5 of Algorithm 1, kept inside
-    the ball) or ``None`` (BIM); ``generator`` draws it. The printed equation 2 steps by ε and does not project: see
-    the interpretations page, L12. Returns the last iterate ``[B, C, H, W]``.
+    the ball) or ``None`` (BIM); ``generator`` draws it. ``step``: None is 2.5 · eps / iterations, so that any point of
+    the ball can be reached. The printed equation 2 steps by ε and does not project: see the interpretations page, L12.
+    Returns the last iterate ``[B, C, H, W]``.
     """
     return _ascend(
         model, images, labels, eps=eps, step=step, iterations=iterations, start=start, loss=loss, generator=generator
@@ -134,7 +136,7 @@ def random_restarts(
     labels: Tensor,
     *,
     eps: float,
-    step: float,
+    step: float | None = None,
     iterations: int,
     restarts: int = 5,
     loss: Loss = "cross-entropy",
@@ -142,7 +144,8 @@ def random_restarts(
 ) -> Tensor:
     """PGD from ``restarts`` starts, the worst end of each image on its own: ``[B, C, H, W]``.
 
-    The first start is the image itself (BIM), the others are uniform in the ball; worst is as in ``worse``.
+    The first start is the image itself (BIM), the others are uniform in the ball; worst is as in ``worse``; ``step`` as
+    in ``pgd``.
     Each image keeps its own worst end, not the batch its worst run, which would look more robust than it is.
     """
     restarts, ascended = check_whole("restarts", restarts), objective(loss)
@@ -181,7 +184,7 @@ def _ascend(
     labels: Tensor,
     *,
     eps: float,
-    step: float,
+    step: float | None,
     iterations: int,
     start: Start = None,
     decay: float | None = None,
@@ -190,8 +193,13 @@ def _ascend(
 ) -> Tensor:
     """Check what was asked for, and climb from a start in the ball."""
     check_images(images, labels)
-    eps, step = check_fraction("eps", eps), check_fraction("step", step, "1/255")
-    iterations, ascended = check_whole("iterations", iterations), objective(loss)
+    eps, iterations, ascended = check_fraction("eps", eps), check_whole("iterations", iterations), objective(loss)
+    if step is None:
+        step = 2.5 * eps / iterations
+    elif check_fraction("step", step, "1/255") == 0 < eps:
+        raise ValueError(
+            f"step is 0, which leaves every image as it is although eps is {eps:g}: take a step such as 1/255"
+        )
     if decay is not None:
         decay = check_number("decay", decay, lambda weight: 0 <= weight < math.inf, "be finite and at least 0")
     if start not in ("uniform", "gaussian", None):

@@ -27,7 +27,7 @@ class Evidence:
     """What the checks look at, 1.0 or 0.0 an image. Right means: right on the clean image and under the attack.
 
     ``labels [N]``; ``zero_gradient [N]``: 1.0 where the loss's gradient is 0 in every pixel; right under FGSM
-    ``fgsm [N]``, under PGD with random restarts ``pgd [N]``, under the same made on the surrogate ``transfer [N]``,
+    ``fgsm [N]``, under PGD with restarts ``pgd [N]``, under the same made on the surrogate ``transfer [N]``,
     under the Square attack ``square [N]``, all at one ε; and under PGD at each of ``budgets`` (rising, [E], the last
     one ``GREY``), ``by_budget [N, E]``.
     """
@@ -181,9 +181,8 @@ def gather(
     generator = torch.Generator().manual_seed(seed)
 
     def pgd(source: nn.Module, x: Tensor, y: Tensor, budget: float) -> Tensor:
-        step = min(1.0, 2.5 * budget / iterations)
         return attacks.random_restarts(
-            source, x, y, eps=budget, step=step, iterations=iterations, restarts=restarts, generator=generator
+            source, x, y, eps=budget, iterations=iterations, restarts=restarts, generator=generator
         )
 
     parts: dict[str, list[Tensor]] = {}

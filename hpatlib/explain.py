@@ -207,8 +207,7 @@ def sharpness(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, i
     and the top eigenvalue λ of the Hessian (``curvature``), as long as no pixel reaches 0 or 1.
     """
     eps, iterations = check_fraction("eps", eps), check_whole("iterations", iterations)
-    step = min(1.0, 2.5 * eps / iterations)
-    worst = attacks.pgd(model, images, labels, eps=eps, step=step, iterations=iterations, start=None)
+    worst = attacks.pgd(model, images, labels, eps=eps, iterations=iterations, start=None)
     with held_still(model), torch.no_grad():
         clean, attacked = model(images), model(worst)
     check_logits(clean, labels)

@@ -1,5 +1,6 @@
 """Hybrid perturbations T_s(A_ε(x)) of equation 1, who makes them in training, and the environments H0…H6."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,6 +44,8 @@ def perturb(
 
 def fixed(model: nn.Module, images: Tensor, labels: Tensor, *, s: tuple[float, float, float]) -> Tensor:
     """The same transform ``s`` = (ξ, ζ, α) for every image: a spatial "attack" that asks the model nothing."""
+    if len(s) != 3 or not all(map(math.isfinite, s)):
+        raise ValueError(f"s must be three finite numbers, (ξ px, ζ px, α degrees), found {s}")
     return transform(images, torch.tensor(s, device=images.device, dtype=torch.float64).expand(len(images), 3))
 
 
@@ -189,6 +192,7 @@ def random_noise(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Uniform noise in ±``eps``, clipped to [0, 1]: a pixel perturbation that asks the model nothing."""
+    check_images(images, labels)
     return attacks.noisy(images, check_fraction("eps", eps), generator).clamp_(0, 1)
 
 
@@ -214,9 +218,15 @@ def masked(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 def within_cell(model: nn.Module, images: Tensor, labels: Tensor, *, attack: PixelAttack) -> Tensor:
-    """``attack`` kept to the cell: pixels that are black in every channel stay black. Its ``eps`` is below 0.5."""
+    """``attack`` kept to the cell: pixels that are black in every channel stay black.
+
+    Raises ``ValueError`` where it moved the mask by one half or more, as an ``eps`` of 0.5 can.
+    """
     network, with_mask = masked(model, images)
-    return attack(network, with_mask, labels)[:, :-1] * with_mask[:, -1:]
+    attacked = attack(network, with_mask, labels)
+    if (attacked[:, -1:] - with_mask[:, -1:]).abs().max() >= 0.5:
+        raise ValueError("the attack moved pixels by 0.5 or more, beyond which the cell is lost: take a smaller eps")
+    return attacked[:, :-1] * with_mask[:, -1:]
 
 
 def showcase(eps: float, box: Box, *, seed: int = 0) -> dict[str, PixelAttack]:

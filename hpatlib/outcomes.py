@@ -80,6 +80,8 @@ class Outcomes:
         """The area under the ROC curve of the margin, for two classes."""
 
         def area(rows: pd.DataFrame, leaf: tuple[Leaf, ...]) -> Estimate:
+            if (most := rows["label"].max()) > 1:  # the margin is then no score of a class
+                raise Unmeasured(f"the area under the ROC curve is of two classes, and a label here is {most}")
             return statistics.auc_of(rows["margin"], rows["label"] == 1, self._trainings(rows), rows["group"], leaf)
 
         return Cells(self._answered, "AUC", area)
@@ -132,7 +134,10 @@ class Outcomes:
         if not self.seeds:  # no model was asked
             return None
         seeds = np.array(self.seeds, dtype=object)[rows["model"].to_numpy()]
-        return None if seeds[0] is None else seeds.astype(int)
+        untrained = np.equal(seeds, None)
+        if untrained.any() and not untrained.all():
+            raise Unmeasured("a cell has trained and untrained models together: name more conditions")
+        return None if untrained.all() else seeds.astype(int)
 
     def _mean(self, rows: pd.DataFrame, values: pd.Series, leaf: tuple[Leaf, ...]) -> Estimate:
         kinds = rows["label"].to_numpy() if "label" in rows else None
@@ -212,10 +217,6 @@ class Cells:
         """Each cell's key with its estimate, in the order in which they were measured."""
         return ((key, self._estimate(key)) for key in self._index)
 
-    def average(self, keys: Iterator[tuple[str, ...]] | None = None) -> Estimate:
-        """The plain mean over cells (of ``keys``, or all of them)."""
-        return statistics.average(*(self[key] for key in (keys or self)))
-
     def table(self, level: float = 0.95) -> pd.DataFrame:
         """A row a cell: its conditions, ``value``, ``low``, ``high``, ``trainings`` and ``n`` (images a training)."""
         rows = []
@@ -271,6 +272,8 @@ def tidy(rows: pd.DataFrame, conditions: tuple[str, ...]) -> pd.DataFrame:
         columns[name] = rows[name].astype("int16") if name == "model" else rows[name].astype(str).astype("category")
     for name in rows.columns.difference(list(columns), sort=False):
         values = rows[name] if name not in ANSWERS or name == "margin" else rows[name].fillna(NONE)
+        if ANSWERS.get(name) == "int8" and values.max() > 127:
+            raise ValueError(f"{name} is up to {values.max()}: a record holds 128 classes at most, 0 to 127")
         columns[name] = values.astype(ANSWERS.get(name, "float16"))
     return pd.DataFrame(columns).reset_index(drop=True)
 

@@ -31,6 +31,7 @@ class Planned(Exception):
 
 
 _noted: ContextVar[Noted | None] = ContextVar("_noted", default=None)
+_settling: ContextVar[bool] = ContextVar("_settling", default=False)
 
 
 @contextmanager
@@ -50,7 +51,8 @@ def announce(
     """Say which trainings follow, before the first. It does nothing but on a `dry_walk`, where it raises ``Planned``.
 
     ``settle`` returns the runs that hang on what ``runs`` become, as one that is scaled to another's dose does; it is
-    called when all of ``runs`` are trained, and until then ``later`` stands for them.
+    called when all of ``runs`` are trained, and until then, or where one of them must be trained anew, for its images
+    or its first weights have changed, ``later`` stands for them.
     """
     noted = _noted.get()
     if noted is None:
@@ -58,14 +60,23 @@ def announce(
     several = list(runs)
     noted.runs += several
     if settle is not None and all(map(noted.there, several)):
-        token = _noted.set(None)
+        tokens = _noted.set(None), _settling.set(True)
         try:
             noted.runs += settle()
+        except Planned:
+            noted.later += later
         finally:
-            _noted.reset(token)
+            _noted.reset(tokens[0])
+            _settling.reset(tokens[1])
     else:
         noted.later += later
     raise Planned
+
+
+def training() -> None:
+    """Called before every training. Raises ``Planned`` while a `dry_walk` settles what follows from stored models."""
+    if _settling.get():
+        raise Planned
 
 
 def even_count(dataset: str) -> int:

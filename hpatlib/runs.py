@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpatlib import attacks, data, models, training
+from hpatlib import attacks, data, models, planning, training
 from hpatlib._files import alone, home, sealed, storing, sweep, unsealed, write
 from hpatlib._sharing import Team
 from hpatlib.assimilation import Assimilated, Objective, Replicated, repaint_at_random
 from hpatlib.data.images import ImageSet
 from hpatlib.hybrid import Adversary
 from hpatlib.mixbn import convert_mixbn
-from hpatlib.planning import announce
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -174,7 +173,7 @@ def train_or_load(
     model or checkpoint that is damaged or not finite, ``OSError`` where nothing can be stored, and what ``data.load``,
     ``data.split``, ``models.build`` and ``training.fit`` raise.
     """
-    announce([run])
+    planning.announce([run])
     if fabric is not None and (found := fabric.strategy.precision.precision) != "32-true":
         raise ValueError(
             f"models are kept as single precision makes them, found {found}: pass Fabric(precision='32-true')"
@@ -191,6 +190,7 @@ def train_or_load(
     # A caller's draws do not hang on whether a model was stored.
     with torch.random.fork_rng(devices=training.cuda(device)):
         if team.told((stored := _stored(folder, run, train, network)) is None):
+            planning.training()
             with alone(folder) if team.first else nullcontext():
                 if team.told((stored := _stored(folder, run, train, network)) is None):
                     stored = _train(folder, run, images, train, test, network, device, team)
@@ -265,7 +265,7 @@ def _train(
         clean, validation = data.split(train, by=run.split_by, test=1 / 8, seed=run.seed)
     examples: ImageSet | training.Examples = clean
     if parent is not None and run.static_eps is not None:
-        examples = training.attacked(parent.model, clean, partial(attacks.fgsm, eps=run.static_eps))
+        examples = training.perturbed(parent.model, clean, partial(attacks.fgsm, eps=run.static_eps))
         if run.static == "mixed":
             examples = training.together(clean, examples)
         if run.static == "continued":
@@ -324,13 +324,8 @@ def _make_room(folder: Path, weights: Path, checkpoint: Path, about: Path) -> No
             checkpoint.unlink()
 
 
-# Phantoms follow from these alone, and drawing them takes longer than training a small model on them for an epoch.
-_drawn = lru_cache(maxsize=8)(data.load)
-
-
 def _load(run: Run) -> ImageSet:
-    load = data.load if run.real else _drawn
-    return load(run.dataset, real=run.real, size=run.size, count=run.count, seed=run.seed)
+    return data.load(run.dataset, real=run.real, size=run.size, count=run.count, seed=run.seed)
 
 
 def _check_stated(run: Run, images: ImageSet) -> None:

@@ -165,8 +165,8 @@ def random_search(
 ) -> SearchResult:
     """Worst of ``evaluations`` random transforms, drawn for each image on its own.
 
-    ``sobol``: a scrambled Sobol sequence (evenly spread) instead of independent uniform draws. ``loss``: what is
-    searched for its highest value, as in ``hpatlib.attacks``.
+    ``sobol``: a Sobol sequence (evenly spread), shifted at random for each image, instead of independent draws.
+    ``loss``: what is searched for its highest value, as in ``hpatlib.attacks``.
     """
     check_images(images, labels)
     evaluations = check_whole("evaluations", evaluations)

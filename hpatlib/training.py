@@ -104,7 +104,7 @@ class Examples:
             yield self.images[index].to(device), self.labels[index].to(device)
 
 
-def attacked(model: nn.Module, data: ImageSet, attack: Attack, *, batch_size: int = 64) -> Examples:
+def perturbed(model: nn.Module, data: ImageSet, attack: Attack, *, batch_size: int = 64) -> Examples:
     """``attack(model, images, labels)`` on every image of ``data``, made once and kept, in the order of ``data``."""
     device = device_of(model)
     batches = tqdm(data.batches(batch_size), "attack", -(-len(data) // batch_size), unit="batch", leave=False)

@@ -88,8 +88,7 @@ def worst_case(
     slack = max(TOLERANCE, torch.finfo(images.dtype).eps / 2) * (1 if norm == "linf" else math.sqrt(images[0].numel()))
 
     def pgd(eps: float, start: attacks.Start = None) -> Attack:
-        step = min(1.0, 2.5 * eps / iterations)
-        tried = partial(attacks.pgd, model, eps=eps, step=step, iterations=iterations, start=start, generator=generator)
+        tried = partial(attacks.pgd, model, eps=eps, iterations=iterations, start=start, generator=generator)
         return lambda x, y: (tried(x, y), 3 * iterations)
 
     def auto(network: nn.Module, loss: attacks.Loss) -> Attack:

@@ -173,7 +173,7 @@ def test_works_where_gradients_are_off(attack, mode, model, images, labels):
 def test_a_generator_decides_the_start(start, model, images, labels):
     def run(seed):
         generator = torch.Generator().manual_seed(seed)
-        return pgd(model, images, labels, eps=EPS, step=0.0, iterations=1, start=start, generator=generator)
+        return pgd(model, images, labels, eps=EPS, step=1e-12, iterations=1, start=start, generator=generator)
 
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
     size = (run(1) - images).abs().max()
@@ -215,6 +215,7 @@ def test_bad_inputs_are_named(attack, spoil, message, model, images, labels):
         ({"eps": 8}, "such as 6/255, found 8"),
         ({"eps": float("nan")}, "found nan"),
         ({"step": -1}, "step must"),
+        ({"step": 0}, "step is 0"),
         ({"iterations": 0}, "found 0"),
         ({"iterations": 2.5}, "found 2.5"),
         ({"iterations": True}, "found True"),
@@ -231,6 +232,12 @@ def test_budgets_without_meaning_are_refused(changed, message, model, images, la
     budget = {"eps": EPS, "step": STEP, "iterations": 2} | changed
     with pytest.raises(ValueError, match=message):
         pgd(model, images, labels, **budget)
+
+
+def test_a_step_that_is_not_given_can_reach_the_edge_of_the_ball(model, images, labels):
+    for attack in (partial(pgd, start=None), partial(random_restarts, restarts=1)):
+        expected = attack(model, images, labels, eps=EPS, step=2.5 * EPS / 4, iterations=4)
+        assert torch.equal(attack(model, images, labels, eps=EPS, iterations=4), expected)
 
 
 def test_models_that_answer_nonsense_are_refused(images, labels):

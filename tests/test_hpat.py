@@ -19,7 +19,7 @@ from hpatlib import attacks, checks, claims, documents, measure, records, runs
 from hpatlib.documents import hpat
 from hpatlib.documents.hpat import figures, quantities, study
 from hpatlib.documents.hpat.quantities import LONGER, PIXEL, SPATIAL
-from hpatlib.hybrid import environment, random_noise, showcase, within_cell
+from hpatlib.hybrid import environment, fixed, random_noise, showcase, within_cell
 from hpatlib.mixbn import branch, strip
 from hpatlib.outcomes import Outcomes, Unmeasured, tidy
 from hpatlib.plots.base import Figure, Table
@@ -585,6 +585,18 @@ def test_perturbations_of_figure_1_have_the_names_and_budgets_it_speaks_of():
     assert quantities.flipped(o, perturbation="worst transform").value == 1
     assert quantities.flipped(o, perturbation="random noise").value == 0
     assert 0 < quantities.flipped_more(o, perturbation="random both", than="random noise").value <= 1
+
+
+def test_a_perturbation_without_meaning_is_refused():
+    images, labels = image_set(np.arange(2)).tensors()
+    with pytest.raises(ValueError, match=r"three finite numbers.*\(30,\)"):
+        fixed(Left(), images, labels, s=(30,))
+    with pytest.raises(ValueError, match="three finite numbers"):
+        fixed(Left(), images, labels, s=(np.nan, 0, 0))
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        random_noise(Left(), 4 * images - 2, labels, eps=6 / 255)
+    with pytest.raises(ValueError, match="take a smaller eps"):
+        within_cell(Left(), images, labels, attack=partial(random_noise, eps=0.9))
 
 
 def test_the_grid_covers_figure_5(chosen):

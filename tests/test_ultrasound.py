@@ -18,7 +18,7 @@ from hpatlib.documents import ultrasound
 from hpatlib.documents.ultrasound import figures, quantities, study
 from hpatlib.outcomes import Outcomes, Unmeasured, tidy
 from hpatlib.plots import base
-from hpatlib.training import Examples, attacked
+from hpatlib.training import Examples, perturbed
 
 EPS = 0.25
 SIMPLE, LARGE = "simple_cnn (scratch)", "simple_cnn_bn (scratch)"
@@ -122,9 +122,9 @@ def test_examples_are_shuffled_whole_and_keep_their_labels():
     assert torch.equal(images.flatten().long(), labels)
 
 
-def test_attacked_keeps_the_order_of_the_images():
+def test_perturbed_keeps_the_order_of_the_images():
     data = grey(np.random.default_rng(0).integers(0, 256, (9, 1, 4, 4)), np.arange(9) % 2)
-    made = attacked(linear(torch.ones(16)), data, lambda model, images, labels: 1 - images, batch_size=4)
+    made = perturbed(linear(torch.ones(16)), data, lambda model, images, labels: 1 - images, batch_size=4)
     torch.testing.assert_close(made.images, 1 - data.tensors()[0])
     assert made.labels.tolist() == data.labels.tolist()
 

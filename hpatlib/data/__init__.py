@@ -102,10 +102,11 @@ def split(images: ImageSet, *, by: str, test: float = 1 / 3, seed: int = 0) -> t
     aware of patients, it leaks whatever is there twice, and exists to show how much that flatters.
 
     By patient, consecutive seeds rotate through the folds. Seeds 0 … k - 1 are one round: they share a shuffle and test
-    on its k folds in turn, in the order of the names of their largest groups, so that each image is tested once. The
-    next k seeds are a round with another shuffle, which deals out anew what is alike in size. Where each fold has one
-    of k outstanding groups, such as the three healthy subjects with nearly all healthy cells in part of C-NMC, seed n
-    tests on the same of them in every round. By image, each seed is a shuffle of its own.
+    on its k folds in turn, in the order of the names of their largest groups, so that each image is tested once (if
+    `images` are the same: with a `count`, `load` draws others for each seed). The next k seeds are a round with another
+    shuffle, which deals out anew what is alike in size. Where each fold has one of k outstanding groups, such as the
+    three healthy subjects with nearly all healthy cells in part of C-NMC, seed n tests on the same of them in every
+    round. By image, each seed is a shuffle of its own.
 
     Folds with less than half of a class's share are left out: k is what the first shuffle leaves of round(1 / test).
 

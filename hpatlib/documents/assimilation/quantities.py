@@ -40,9 +40,6 @@ def levels(eps: str) -> float:
     return float(eps.removesuffix("/255"))
 
 
-SMALLEST = strength(1)  # of the slides' ε
-
-
 def strengths(o: Outcomes) -> list[str]:
     """The ε at which attacks were measured, the smallest first."""
     return sorted(set(o.values("eps")) - {strength(0)}, key=levels)

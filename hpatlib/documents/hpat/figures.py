@@ -479,8 +479,9 @@ def masking(record: Record) -> Table:
         wide.reindex(found["check"].unique())[list(found["training"].unique())].rename_axis(columns=None).reset_index(),
         f"Signs at 6/255 that a network masks its gradients, of the trainings with seed {seed} alone, on a sample of "
         f"{found['n'].max()} images: shares of images, with 95 % intervals over the images of each class; above zero "
-        "speaks for masking. PGD: the worst of three random starts of 20 steps; Square: asked of all images. Raised: "
-        "the whole interval is above zero; unclear: only the value is. A check that is not raised proves nothing.",
+        "speaks for masking. PGD: the worst of three starts, the image itself and two drawn, 20 steps; Square: asked "
+        "of all images. Raised: the whole interval is above zero; unclear: only the value is. A check that is not "
+        "raised proves nothing.",
         "masking",
         record,
     )

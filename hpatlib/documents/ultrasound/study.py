@@ -234,7 +234,6 @@ def tests(
     third model. "worst case" is the whole suite, transfer from both other models included, an image at a time.
     """
     fgsm, generator = partial(attacks.fgsm, eps=eps), torch.Generator().manual_seed(seed)
-    step = min(1.0, 2.5 * eps / PGD_STEPS)
 
     def worst(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         others = [each for each in (source, transfer) if each is not model]
@@ -253,7 +252,7 @@ def tests(
     return {
         "perturbed": made_on(source, fgsm),
         "white-box FGSM": fgsm,
-        "white-box PGD": partial(attacks.pgd, eps=eps, step=step, iterations=PGD_STEPS, generator=generator),
+        "white-box PGD": partial(attacks.pgd, eps=eps, iterations=PGD_STEPS, generator=generator),
         "transfer FGSM": made_on(transfer, fgsm),
         "worst case": worst,
     }
