@@ -133,11 +133,11 @@ class Outcomes:
     def _trainings(self, rows: pd.DataFrame) -> np.ndarray | None:
         if not self.seeds:  # no model was asked
             return None
-        seeds = np.array(self.seeds, dtype=object)[rows["model"].to_numpy()]
-        untrained = np.equal(seeds, None)
+        models = rows["model"].to_numpy()
+        untrained = np.array([seed is None for seed in self.seeds])[models]
         if untrained.any() and not untrained.all():
             raise Unmeasured("a cell has trained and untrained models together: name more conditions")
-        return None if untrained.all() else seeds.astype(int)
+        return None if untrained.all() else np.array(self.seeds, dtype=object)[models].astype(int)
 
     def _mean(self, rows: pd.DataFrame, values: pd.Series, leaf: tuple[Leaf, ...]) -> Estimate:
         kinds = rows["label"].to_numpy() if "label" in rows else None

@@ -191,7 +191,8 @@ class Ends(nn.Module):
 
 def test_restarts_prefer_misclassified_to_a_higher_loss():
     images, labels = torch.full((20, 1, 1, 1), 0.5 + 1e-6), torch.zeros(20, dtype=torch.long)
-    found = random_restarts(Ends(), images, labels, eps=0.1, step=1e-12, iterations=1, restarts=8, generator=generator())
+    still = {"eps": 0.1, "step": 1e-12, "iterations": 1}
+    found = random_restarts(Ends(), images, labels, **still, restarts=8, generator=generator())
     assert (logits(Ends(), found).argmax(dim=1) != labels).double().mean() > 0.9
 
 
