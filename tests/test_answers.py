@@ -2,14 +2,20 @@
 
 import html.parser
 import importlib
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import pytest
 from made_up import CHAPTER, World, forget, model, record
 
 from hpatlib import claims, documents
+from hpatlib.documents import hpat
+from hpatlib.documents.hpat import study
 from hpatlib.plots import answers
+from hpatlib.runs import to_dict
 
 ROOT = Path(__file__).parents[1]
 EVEN = {("before",): 0.6, ("after",): 0.9}
@@ -168,3 +174,36 @@ def test_pages_name_every_claim_once_and_close_their_tags(pages):
             assert lists.count(f'href="claims.html#{claim.id}"') == 1
     counts = made["book/made/counts.txt"]
     assert f'aria-label="{len(every)} claims by verdict"' in counts
+
+
+def test_tables_say_how_networks_were_trained_and_treated(pages):
+    assert pages.recipe({}) == "20 epochs of batches of 16, 0.001, × 0.1 every 10"  # the defaults
+    flips = {"epochs": 15, "batch_size": 32, "lr": 3e-4, "decay": 1, "patience": 5, "augment": "flips"}
+    assert pages.recipe(flips) == "15 epochs of batches of 32, 0.0003, flips, patience 5"
+    strategies = study.adversaries(hpat.choose("paper", "real", 0))
+    plain = hpat.choose("paper", "real", 0).run
+    runs = {name: to_dict(replace(plain, adversary=adversary)) for name, adversary in strategies.items()}
+    assert pages.arm(runs["Adv_h"]) == "PGD, 6 steps, at 6/255 + transforms up to 180° and 12 px"
+    assert pages.arm(runs["Adv_FGSM"]) == "FGSM at 6/255" and pages.arm(runs["Standard"]) == ""
+    assert pages.arm(to_dict(replace(plain, adversary=strategies["Adv_RT"], mixbn=True))).endswith("px + MixBN")
+
+
+def test_a_spark_shows_each_training_from_a_loss_of_zero(pages):
+    drawn = pages.spark([[0.8, 0.4, 0.0], [0.4, 0.2]])
+    _Tags(drawn.split("</svg>")[0] + "</svg>")
+    lines = re.findall(r"points='([^']*)'", drawn)
+    assert lines == ["2.0,2.0 50.0,12.0 98.0,22.0", "2.0,12.0 50.0,17.0"] and drawn.endswith("0.60 → 0.10")
+    assert pages.spark([[0.5]]) == ""  # one epoch is no curve
+
+
+def test_hours_count_a_training_once_and_say_between_what_they_lie(pages, world):
+    shared, own = model(0, seconds=3600.0), model(1, seconds=7200.0)
+    made = record(world.evidence, CHAPTER, ("place",), EVEN)
+    first, later = (
+        replace(made, header=msgspec.structs.replace(made.header, models=models, seconds=seconds))
+        for models, seconds in (([shared], 1800.0), ([shared, own], 10800.0))
+    )
+    table = pages.spent([first, later])
+    assert "| all |  |  |  | 3.50 | 3.00 |" in table
+    # 1 hour of trainings, then 3 of a run that did its own two hours of them, or none.
+    assert "together 4 to 6 hours" in table

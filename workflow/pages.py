@@ -4,10 +4,12 @@ All of it is plain HTML and inline SVG from ``hpatlib.claims``, so that it works
 """
 
 import html
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import yaml
 
@@ -351,11 +353,12 @@ def limits(judged: Sequence[Judgement]) -> str:
     if not found:
         return f"No run on real images is on record yet; the documents ran {theirs}."
     profiles = ", ".join(sorted({r.header.profile for r in found}))
-    sizes = sorted({images.size for r in found for images in r.header.images})
+    sizes = sorted({model.run["size"] for r in found for model in r.header.models})
     most = max(len(r.seeds) for r in found)
     return (
-        f"Behind the verdicts stand {len(found)} runs on real images, of profile {profiles}, at {sizes[0]} to "
-        f"{sizes[-1]} pixels and with up to {most} trainings of a network; the documents ran {theirs}."
+        f"Behind the verdicts stand {len(found)} runs on real images, of profile {profiles}, with networks at "
+        f"{' to '.join(map(str, sizes[:1] + sizes[1:][-1:]))} pixels and up to {most} trainings of a network; "
+        f"the documents ran {theirs}."
     )
 
 
@@ -371,7 +374,7 @@ def baselines(found: Sequence[Record]) -> str:
     grouped: dict[tuple[str, ...], list[Model]] = {}
     for m, _ in models.values():
         by = (str(m.run.get("dataset", "–")), m.network, f"{m.run.get('size', '–')} px", m.run.get("split_by", "–"))
-        by += (str(m.run.get("recipe", {}).get("epochs", "–")),)
+        by += (recipe(m.run["recipe"]), str(m.run.get("count") or "all"))
         grouped.setdefault(by, []).append(m)
     rows = []
     for by, several in sorted(grouped.items()):
@@ -379,11 +382,74 @@ def baselines(found: Sequence[Record]) -> str:
         trivial = [100 * (m.trivial or 0) for m in several]
         spread = f"{mean(right):.1f} ({min(right):.1f} to {max(right):.1f})"
         sides = f"{mean(m.train for m in several):.0f}, {mean(m.test for m in several):.0f}"
-        data, network, size, split, epochs = by
+        data, network, size, split, trained, count = by
         reached = [spread, f"{mean(trivial):.1f}", len(several)]
-        rows.append([data, base.network(network), split, *reached, sides, epochs, size])
-    head = ["data", "network", "split by", "accuracy, %", "largest class, %", "trainings", "training, test images"]
-    return table([*head, "epochs", "size"], rows, "No network was measured yet.")
+        rows.append([data, base.network(network), split, *reached, count, sides, size, trained])
+    head = [
+        "data",
+        "network",
+        "split by",
+        "accuracy, %",
+        "largest class, %",
+        "trainings",
+        "images",
+        "training, test images",
+    ]
+    return table([*head, "size", "Adam"], rows, "No network was measured yet.")
+
+
+def recipe(taken: Mapping[str, Any]) -> str:
+    """What a run says of its ``training.Recipe``, in words."""
+    from hpatlib.training import Recipe  # needs torch
+
+    r = Recipe(**taken)
+    told = [f"{r.epochs} epochs of batches of {r.batch_size}", f"{r.lr:g}"]
+    if r.decay != 1 and r.decay_every < r.epochs:
+        told.append(f"× {r.decay:g} every {r.decay_every}")
+    if r.augment:
+        told.append(r.augment)
+    if r.patience:
+        told.append(f"patience {r.patience}")
+    return ", ".join(told)
+
+
+def spark(curves: Iterable[Sequence[float]]) -> str:
+    """Losses of trainings, epoch by epoch, as lines in a cell of a table: from 0 to the highest of all."""
+    curves = [curve for curve in curves if len(curve) > 1]
+    if not curves:
+        return ""
+    top, last = max(map(max, curves)), max(map(len, curves)) - 1
+    lines = "".join(
+        "<polyline points='"
+        + " ".join(f"{2 + 96 * n / last:.1f},{22 - 20 * loss / top:.1f}" for n, loss in enumerate(curve))
+        + "'/>"
+        for curve in curves
+    )
+    first, end = mean(curve[0] for curve in curves), mean(curve[-1] for curve in curves)
+    told = f"mean training loss from {first:.2f} to {end:.2f} over up to {last + 1} epochs"
+    look = "width='100' height='24' viewBox='0 0 100 24' fill='none' stroke='currentColor' stroke-opacity='0.6'"
+    return f"<svg {look} role='img' aria-label='{told}'>{lines}</svg> {first:.2f} → {end:.2f}"
+
+
+CANDIDATES = Path("workflow/baselines.json")
+
+
+def candidates() -> str:
+    """What was tried on validation images (``workflow/baselines.py``): mean and range over its trainings."""
+    rows = []
+    for dataset, sides in json.loads(CANDIDATES.read_text("utf-8")).items():
+        tried: dict[str, list[dict[str, Any]]] = {}
+        for name, entry in sides.get("validation", {}).items():
+            tried.setdefault(name.rpartition(", seed ")[0], []).append(entry)
+        for name, entries in tried.items():
+            scores = [
+                [entry[score] for entry in entries if entry.get(score) is not None] for score in ("auc", "accuracy")
+            ]
+            told = [f"{mean(s):.3f} ({min(s):.3f} to {max(s):.3f})" if len(s) == len(entries) else "–" for s in scores]
+            curves = spark([entry["training"]["loss"] for entry in entries])
+            rows.append([dataset, name, recipe(entries[0]["recipe"]), len(entries), *told, curves])
+    head = ["data", "candidate", "Adam", "trainings", "AUC", "accuracy", "training loss"]
+    return table(head, rows, "No candidate was tried yet.")
 
 
 # What clean training was to reach, set before these records: chapter, data, network, measure and aim.
@@ -411,40 +477,68 @@ def aims(found: Sequence[Record]) -> str:
         if values:
             reached = f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
             met = "reached" if mean(values) >= aim else "**missed**"
-            rows.append([dataset, base.network(network), measure, len(values), f"{aim:.2f}", reached, met])
-    head = ["data", "network", "measure", "trainings", "aim", "mean (range)", ""]
+            curves = spark([m.losses for m in own if m.run["split_by"] == "patient"])
+            rows.append([dataset, base.network(network), measure, len(values), f"{aim:.2f}", reached, met, curves])
+    head = ["data", "network", "measure", "trainings", "aim", "mean (range)", "", "training loss, epoch by epoch"]
     return table(head, rows, "No network was measured yet.")
 
 
-COMMON = {"dataset", "real", "size", "count", "split_by", "test", "model", "weights", "recipe", "seed"}
+DOSES = {
+    "channel_spread": "channel spread, of 1",
+    "texture": "texture distance, of 40",
+    "gain_over_guessing": "gain over guessing, points",
+}
+
+
+def arm(run: Mapping[str, Any]) -> str:
+    """How the model of a ``runs.Run`` was trained, in words: what its seed decides left out."""
+    from hpatlib.runs import from_dict  # needs torch
+
+    r, told = from_dict({"count": None, **run}), []  # records leave None out
+    if r.spread is not None:  # as strong as the domain assimilation of its seed
+        told.append("random repaint")
+    elif r.objective:
+        told.append(f"domain assimilation, α = {r.objective.alpha:g}")
+    if (a := r.adversary) and a.eps:
+        told.append(f"{'FGSM' if a.iterations == 1 else f'PGD, {a.iterations} steps,'} at {255 * a.eps:g}/255")
+    if a and a.evaluations:
+        told.append(f"transforms up to {a.rotation:g}° and {a.translation:g} px")
+    if r.mixbn:
+        told.append("MixBN")
+    return " + ".join(told)
 
 
 def doses(found: Sequence[Record]) -> str:
-    """How strong each treatment was, by what tells its trainings from vanilla ones."""
+    """How strong each treatment was, over its trainings."""
     grouped: dict[tuple[str, str, str], list[float]] = {}
     for m in {m.key: m for r in found for m in r.header.models}.values():
-        arm = ", ".join(f"{key} {value}" for key, value in m.run.items() if key not in COMMON) or "vanilla"
         for name, value in m.dose.items():
-            grouped.setdefault((str(m.run.get("dataset", "–")), arm, name), []).append(value)
+            by = (str(m.run.get("dataset", "–")), arm(m.run), DOSES[name])
+            grouped.setdefault(by, []).append(100 * value if name == "gain_over_guessing" else value)
     rows = [[*by, len(d), f"{mean(d):.3g} ({min(d):.3g} to {max(d):.3g})"] for by, d in sorted(grouped.items())]
     return table(["data", "training", "dose", "trainings", "mean (range)"], rows, "No treatment was measured yet.")
 
 
 def spent(found: Sequence[Record]) -> str:
     """The hours of one core that the run of each record took and that its models' trainings took, and their sums:
-    a training that several records share counts once."""
+    a training that several records share counts once. What all took together lies between those where each run did all
+    of its own trainings that no record before it has, and those where it did none."""
     rows: list[list[str]] = []
+    least = most = 0.0
     every: dict[str, float] = {}
     for r in sorted(found, key=lambda r: r.file):
         link = f"[{r.file}]({REPOSITORY}/blob/main/evidence/{r.file}.json)"
         commit, device = r.header.environment.get("commit", "–"), r.device
         trained = {model.key: model.seconds for model in r.header.models}
+        new = sum(seconds for key, seconds in trained.items() if key not in every)
+        least, most = least + max(r.header.seconds, new), most + r.header.seconds + new
         every |= trained
         hours = [f"{seconds / 3600:.2f}" for seconds in (r.header.seconds, sum(trained.values()))]
         rows.append([link, r.header.date[:10], commit, device, *hours])
     if rows:
         run = sum(r.header.seconds for r in found)
         rows.append(["all", "", "", "", f"{run / 3600:.2f}", f"{sum(every.values()) / 3600:.2f}"])
+        rows.append([f"together {least / 3600:.0f} to {most / 3600:.0f} hours", "", "", "", "", ""])
     titles = ["record", "date", "commit", "device", "hours of the run", "hours of its trainings"]
     return table(titles, rows, "No run on real images is on record yet.")
 
@@ -495,6 +589,7 @@ def made(notebooks: Path) -> dict[str, bytes]:
         "limits": limits(everything),
         "baselines": baselines(found),
         "aims": aims(found),
+        "candidates": candidates(),
         "doses": doses(found),
         "spent": spent(found),
         "undecided": undecided(everything),
