@@ -207,3 +207,20 @@ def test_hours_count_a_training_once_and_say_between_what_they_lie(pages, world)
     assert "| all |  |  |  | 3.50 | 3.00 |" in table
     # 1 hour of trainings, then 3 of a run that did its own two hours of them, or none.
     assert "together 4 to 6 hours" in table
+
+
+def test_a_card_says_how_much_a_leak_flatters(pages, world):
+    made = record(world.evidence, CHAPTER, ("place",), EVEN)
+
+    def right(split: str, *several: float):
+        run = {"model": "resnet50", "weights": "imagenet", "dataset": "busi", "size": 64, "split_by": split}
+        about = {"run": run | {"recipe": {}}, "baseline": True}
+        return [model(n, key=f"{split}-{n}", accuracy=value, **about) for n, value in enumerate(several)]
+
+    def told(*models) -> str:
+        return pages.flattery([replace(made, header=msgspec.structs.replace(made.header, models=list(models)))], "busi")
+
+    patient, image = right("patient", 0.6, 0.8), right("image", 0.7, 0.9)
+    assert '70.0 % of its test images right with `by="patient"` and 80.0 %' in told(*patient, *image)
+    assert "(2 trainings" in told(*patient, *image) and "(2 and 1 trainings" in told(*patient, *image[:1])
+    assert told(*patient) == told(*image) == "How much, no record says yet."

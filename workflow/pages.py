@@ -431,6 +431,27 @@ def spark(curves: Iterable[Sequence[float]]) -> str:
     return f"<svg {look} role='img' aria-label='{told}'>{lines}</svg> {first:.2f} → {end:.2f}"
 
 
+def flattery(found: Sequence[Record], dataset: str) -> str:
+    """How much a split that leaks flatters networks on a data set: both accuracies, where a record has both."""
+    told = []
+    for r in found:
+        sides: dict[tuple[str, str, str], dict[str, list[Model]]] = {}
+        for m in r.header.models:
+            if m.baseline and m.accuracy is not None and m.run.get("dataset") == dataset:
+                alike = m.network, str(m.run.get("count")), str(m.run.get("recipe"))
+                sides.setdefault(alike, {}).setdefault(m.run["split_by"], []).append(m)
+        for (network, _, _), by in sides.items():
+            for split in by.keys() - {"patient"} if "patient" in by else ():
+                apart, mixed = ([100 * (m.accuracy or 0) for m in by[name]] for name in ("patient", split))
+                few = f"{len(apart)}" if len(apart) == len(mixed) else f"{len(apart)} and {len(mixed)}"
+                told.append(
+                    f"Trained on real images at {by[split][0].run['size']} px, {base.network(network)} answers "
+                    f'{mean(apart):.1f} % of its test images right with `by="patient"` and {mean(mixed):.1f} % with '
+                    f'`by="{split}"` ({few} trainings, with other test images each).'
+                )
+    return " ".join(dict.fromkeys(told)) or "How much, no record says yet."
+
+
 CANDIDATES = Path("workflow/baselines.json")
 
 
@@ -593,6 +614,10 @@ def made(notebooks: Path) -> dict[str, bytes]:
         "doses": doses(found),
         "spent": spent(found),
         "undecided": undecided(everything),
+    }
+    texts |= {
+        f"flattery_{name}": flattery(found, name)
+        for name in ("brain_mri", "busi", "busi2", "chest_ct", "chest_xray", "cnmc")
     }
     for document, judged in ledger.items():
         texts[f"{document}_answer"] = f"{sentence(judged)}\n{scope(judged)}"
