@@ -431,6 +431,7 @@ def test_cells_are_those_the_chapters_speak_of(made, chosen):
     five = made["hpat/fig5_hybrid_grid"].outcomes
     assert len(list(quantities.gridded(five).accuracy)) == 2 * 9 * 2
     assert {key[1:]: e.n for key, e in five.accuracy.items() if key[2] not in figures.READINGS} == {
+        ("3/255, 0°", "worst"): 8,
         (quantities.LOUD, "worst"): 8,
         (quantities.DRAWN, "control"): every["patient"],
         (quantities.WRONG, "control"): every["patient"],
@@ -441,10 +442,10 @@ def test_cells_are_those_the_chapters_speak_of(made, chosen):
         assert misled < led
     table = figures.noises(made["hpat/fig5_hybrid_grid"]).frame.set_index("training")
     assert table.columns[0] == "clean" and (table != "–").all(axis=None)
-    felled = (
-        made["hpat/fig5_hybrid_grid"].table("felled").query("attack == 'stands'").groupby("training")["images"].sum()
-    )
-    stood = {name: noisy[name, quantities.LOUD, "worst"].value * 2 * 8 for name in ("Standard", "Adv_h")}
+    felled = made["hpat/fig5_hybrid_grid"].table("felled").query("attack == 'stands'")
+    felled = felled.groupby(["training", "environment"])["images"].sum()
+    places = itertools.product(("Standard", "Adv_h"), ("3/255, 0°", quantities.LOUD))
+    stood = {(name, place): noisy[name, place, "worst"].value * 2 * 8 for name, place in places}
     assert stood == pytest.approx(felled.reindex(stood, fill_value=0).to_dict())
     shares = figures.felled(made["hpat/fig5_hybrid_grid"]).frame.set_index("training").astype(float)
     assert len(shares) == 2 and shares.sum(axis=1).tolist() == pytest.approx([100, 100], abs=0.5)

@@ -296,9 +296,10 @@ def _thresholds(found: Trained, run: Run, chosen: Chosen[Profile], name: str) ->
 def hybrid_grid(chosen: Chosen[Profile]) -> Record:
     """Figure 5: standard and hybrid training over ε × rotation, in both readings; one angle needs few queries.
 
-    Fixed turns are asked of all test images, searches of as many as the profile affords. Beside the grid, the noise of
-    6/255 without a turn: what standard attacks leave right and which of them felled what, and how noise is answered
-    that is not made to mislead. Table "masking": the checks for masked gradients, for the first training of each kind.
+    Fixed turns are asked of all test images, searches of as many as the profile affords. Beside the grid, noise without
+    a turn: what standard attacks leave right on its first step and at 6/255, which of them felled what, and how noise
+    of 6/255 is answered that is not made to mislead. Table "masking": the checks for masked gradients, for the first
+    training of each kind.
     """
     study = Study("hpat/fig5_hybrid_grid", chosen, ["training", "environment", "reading"])
     runs = strategies(chosen, ["Standard", "Adv_h"])
@@ -307,7 +308,8 @@ def hybrid_grid(chosen: Chosen[Profile]) -> Record:
         ask.places(found.test, grid(chosen), "fixed")
         ask.places(measure.sample(found.test, chosen.settings.shown), grid(chosen), "searched")
         few = measure.sample(found.test, chosen.settings.hardest)
-        ask.worst(few, pixel_and_rotation(6, 0))
+        for k in (chosen.settings.grid_step, 6):  # the noise of the first step and of the last
+            ask.worst(few, pixel_and_rotation(k, 0))
         ask.controls(found.test, pixel_and_rotation(6, 0))
         if run.seed == chosen.seed:
             (other,) = (train_or_load(several[0]) for kind, several in runs.items() if kind != name)
@@ -407,7 +409,7 @@ class _Asked:
         rows = measure.rows(images, answers)
         self.study.add(self.found, rows, environment=place.name, reading="worst", **self.given)
         counts = pd.Series(felled, name="attack").value_counts().rename("images").reset_index()
-        self.study.table("felled", counts.assign(seed=self.run.seed, **self.given))
+        self.study.table("felled", counts.assign(environment=place.name, seed=self.run.seed, **self.given))
 
     def controls(self, images: ImageSet, place: Environment) -> None:
         """Its answers to noise of a place's ε that is drawn at random, and to PGD's for the other of two labels: who
