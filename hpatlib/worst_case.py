@@ -155,8 +155,8 @@ def smallest_eps(
     a start nearer by misleads where one from farther away did not.
 
     What misleads at one ε misleads at any larger, so each value is the size of a change that does it, an upper bound.
-    Costs 15 · (``iterations`` + 1) gradients or looks of PGD and 10 · ``iterations`` of FMN an image. ``generator``
-    draws the noise.
+    Costs (6 + 2 · ``steps``) · (3 · ``iterations`` + 1) forward passes of PGD, a gradient counting three, and 30 ·
+    ``iterations`` of FMN. ``generator`` draws the noise.
     """
     check_images(images, labels)
     most = check_number("most", most, lambda eps: 0 < eps <= 1, "lie in (0, 1], a fraction of the pixel range")

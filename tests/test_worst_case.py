@@ -253,6 +253,17 @@ def test_smallest_eps_is_no_larger_than_what_fmn_finds(plain, test_set):
     assert (size > 0).any() and (found <= torch.where(size <= EPS, size, torch.inf)).all()
 
 
+def test_smallest_eps_asks_as_often_as_it_says(plain, test_set):
+    images, labels = (each[:8] for each in test_set)
+    calls = []
+    handle = plain.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        smallest_eps(plain, images, labels, most=0.5, steps=3, iterations=2, generator=generator())
+    finally:
+        handle.remove()
+    assert len(calls) == 1 + (6 + 2 * 3) * (2 + 1) + 10 * 2 + 1  # the answers, PGD with its looks, FMN and a look
+
+
 def test_smallest_eps_is_that_of_the_suite(plain, test_set):
     images, labels = (each[:40] for each in test_set)
     found = smallest_eps(plain, images, labels, most=EPS, generator=generator())

@@ -118,8 +118,8 @@ def curves(record: Record) -> Figure:
         record=record,
         columns=1 if len(panels) == 1 else 3,
         share="xy",
-        caption="How many images stand at each ε: right when clean, and not changed by what PGD finds from there "
-        "down by bisection. The area below a curve is what claims compare, in octaves (doublings of ε). Bands: 95 % "
+        caption="How many images stand at each ε: right when clean, and not changed by what a search finds from "
+        "there down. The area below a curve is what claims compare, in octaves (doublings of ε). Bands: 95 % "
         "intervals over trainings and images.",
         alt="Falling curves of the share of images that stand against ε, a line a training. Median of the smallest ε: "
         + ", ".join(f"{TRAININGS[name].label} {medians[name]:.2g}/255" for name in PAIR[::-1])
