@@ -1,15 +1,17 @@
 """Nothing trains dead: the trainings of the smoke profiles that an adversary could kill, over many seeds.
 
-``python benchmarks/alive.py [seeds]`` (claim: all live). A network is alive whose answers to test images differ between
+``python benchmarks/alive.py`` (claim: all live). A network is alive whose answers to test images differ between
 images and are right more often than the largest class is; ``training.fit`` itself stops a training that learns nothing.
 """
 
-import sys
+import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
+from _timing import arguments, save
+from tqdm import tqdm
 
 from hpatlib import data, measure, runs, training
 from hpatlib.documents import assimilation, hpat, ultrasound
@@ -43,22 +45,30 @@ def alive(run: Run) -> tuple[float, float]:
     return right - np.bincount(test.labels).max() / len(test), answers.std(dim=0).mean().item()
 
 
-def main(seeds: int) -> None:
+def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     found: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(seeds):
+    for seed in tqdm(range(options.seeds), "seeds", unit="seed"):
         for name, run in trainings(seed):
             try:
                 found.setdefault(name, []).append(alive(run))
             except ValueError as error:
                 print(f"seed {seed}, {name}: {error}")
                 found[name].append((0.0, 0.0))
+    told = []
     for name, values in found.items():
         gain, spread = zip(*values, strict=True)
         lives = sum(g > 0 and s > 0 for g, s in values)
-        print(f"{name:45} {lives} of {seeds} live; accuracy above the largest class: least {min(gain):+.2f}, ", end="")
+        told.append({"what": name, "seeds": len(values), "live": lives, "least": min(gain), "median": np.median(gain)})
+        print(
+            f"{name:45} {lives} of {len(values)} live; accuracy above the largest class: least {min(gain):+.2f}, ",
+            end="",
+        )
         print(f"median {np.median(gain):+.2f}; least spread of the answers {min(spread):.2g}")
+    save("alive", [], options, alive=told)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
+    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given.add_argument("--seeds", type=int, default=100, help="so many trainings of each kind [%(default)s]")
+    main(arguments(__doc__, repeats=1, parser=given))

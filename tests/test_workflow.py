@@ -270,25 +270,28 @@ def test_the_page_on_benchmarks_shows_ratios_targets_and_what_was_not_measured(w
     about |= {"kind": "cpu", "machine": {"processor": "a processor"}}
     size = {"what": "STBO", "unit": "queries", "size": 10, "predicted": 1.0, "measured": 2.0}
     grown = {"growth": [size, size | {"size": 100, "measured": None}]}
+    lives = {"alive": [{"what": "hybrid", "seeds": 100, "live": 99, "least": -0.01, "median": 0.2}]}
     (tmp_path / "results").mkdir()
     for name in ("alive", "attacks", "growth", "memory", "_timing"):
         (tmp_path / f"{name}.py").touch()
+    assert made(workflow, tmp_path)["alive.txt"] == b"*Not measured.*\n"
     assert b"| `benchmarks/attacks.py` | \xe2\x80\x93 | processor and GPU |" in made(workflow, tmp_path)["ratios.txt"]
-    for name, rows, more in (("attacks", [row, fast, none], {}), ("growth", [], grown)):
+    for name, rows, more in (("attacks", [row, fast, none], {}), ("growth", [], grown), ("alive", [], lives)):
         result = {"name": name, "rows": rows, "about": more, **about}
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(result))
     files = made(workflow, tmp_path)
     text = files["ratios.txt"].decode()
     assert "| PGD | bare passes | CPU, 1 threads | 1.50 (1.20 to 1.60) | at most 1.02 | **missed** |" in text
     assert "| 1/800 (1/900 to 1/700) | at most 1/500 | met |" in text and "_timing" not in text
-    assert "| 0 (0 to 0) | at most 1.02 | met |" in text and "alive" not in text
+    assert "| 0 (0 to 0) | at most 1.02 | met |" in text and "alive.py" not in text
     assert (
         "| `benchmarks/attacks.py` | – | GPU | *not measured* |" in text
         and "2 ratios from 1/800 to 1.50; 1 above" in text
     )
     text = files["growth.txt"].decode()
     assert "| STBO | 10 queries | 2 | 1 |" in text and "| STBO | 100 queries | *not measured* | 1 |" in text
-    assert "2.0 times off" in text and set(files) == {"ratios.txt", "growth.txt", "plan.txt"}
+    assert "2.0 times off" in text and set(files) == {"ratios.txt", "alive.txt", "growth.txt", "plan.txt"}
+    assert "| hybrid | 99 of 100 | -1.0 | +20.0 |" in files["alive.txt"].decode()
     assert all(f'id="fig-{name}"' in files[f"{name}.txt"].decode() for name in ("ratios", "growth"))
 
 

@@ -73,6 +73,16 @@ def growths(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def lives(found: Sequence[Result]) -> str:
+    """The rows of benchmarks/alive.py, from a processor."""
+    lines = [line("training", "live", "accuracy above the largest class, least", "median"), "|---|---|---|---|"]
+    for one in found:
+        for row in one["about"].get("alive", ()) if one["kind"] == "cpu" else ():
+            live = f"{row['live']} of {row['seeds']}"
+            lines.append(line(row["what"], live, f"{100 * row['least']:+.1f}", f"{100 * row['median']:+.1f}"))
+    return "\n".join(lines) + "\n" if len(lines) > 2 else "*Not measured.*\n"
+
+
 def cost(seconds: float) -> str:
     """Hours of a device, with a digit behind the point where there are few."""
     return f"{seconds / 3600:,.1f}" if seconds < 36_000 else f"{seconds / 3600:,.0f}"
@@ -150,6 +160,7 @@ def made(folder: Path) -> dict[str, bytes]:
     texts["growth"] = growths(steps) if steps else "*Not measured.*\n"
     if steps:
         texts["growth"] += f"\n{growth_figure(steps).html()}\n"
+    texts["alive"] = lives(found)
     counted = folder / "plan.json"
     texts["plan"] = plan(json.loads(counted.read_text("utf-8"))) if counted.is_file() else "*Not counted.*\n"
     return {f"book/made/{name}.txt": text.encode() for name, text in texts.items()}
