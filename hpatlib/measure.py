@@ -355,6 +355,7 @@ class Study:
             test=data["test"],
             seconds=about["seconds"],
             device=about["device"],
+            start=about.get("start", ""),
         )
 
 

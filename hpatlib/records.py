@@ -38,9 +38,11 @@ WHOLE = ("model", "label", "prediction")  # columns of whole numbers
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One network that was asked: how it came about, and how good it is on clean test images.
 
-    ``run``: what decided it, as ``runs.Run`` has it (defaults left out); ``seed``: the training it stands for (None: it
-    was not trained anew); ``baseline``: trained on clean images alone; ``dose``: how strong a treatment it was given;
-    ``losses``: of its epochs; ``accuracy`` on all ``test`` clean images, ``trivial`` the share of their largest class.
+    ``run``: what decided it, as ``runs.Run`` has it (defaults left out); ``start``: its first weights, as
+    ``models.weights_identity`` has them ("" in records that were made before this was kept); ``seed``: the training it
+    stands for (None: it was not trained anew); ``baseline``: trained on clean images alone; ``dose``: how strong a
+    treatment it was given; ``losses``: of its epochs; ``accuracy`` on all ``test`` clean images, ``trivial`` the share
+    of their largest class.
     """
 
     key: str
@@ -55,6 +57,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     test: int = 0
     seconds: float = 0.0
     device: str = ""
+    start: str = ""
 
     @property
     def network(self) -> str:

@@ -318,6 +318,7 @@ def test_a_record_has_what_was_measured_and_where_it_came_from(chosen, trained):
     assert head.environment == runs.environment(runs.default_device())
     first, second = head.models
     assert [m.key for m in head.models] == [trained.provenance["key"], attacked.provenance["key"]]
+    assert [m.start for m in head.models] == ["scratch", "scratch"]
     assert (first.seed, second.seed) == (4, 5) and record.seeds == [4, 5]
     assert first.baseline and not second.baseline
     guess = trained.model(trained.test.tensors()[0]).argmax(dim=1).numpy()
