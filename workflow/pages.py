@@ -374,7 +374,7 @@ def baselines(found: Sequence[Record]) -> str:
     grouped: dict[tuple[str, ...], list[Model]] = {}
     for m, _ in models.values():
         by = (str(m.run.get("dataset", "–")), m.network, f"{m.run.get('size', '–')} px", m.run.get("split_by", "–"))
-        by += (recipe(m.run["recipe"]), str(m.run.get("count") or "all"))
+        by += (str(m.run["recipe"].get("epochs", 20)), str(m.run.get("count") or "all"))
         grouped.setdefault(by, []).append(m)
     rows = []
     for by, several in sorted(grouped.items()):
@@ -382,9 +382,9 @@ def baselines(found: Sequence[Record]) -> str:
         trivial = [100 * (m.trivial or 0) for m in several]
         spread = f"{mean(right):.1f} ({min(right):.1f} to {max(right):.1f})"
         sides = f"{mean(m.train for m in several):.0f}, {mean(m.test for m in several):.0f}"
-        data, network, size, split, trained, count = by
+        data, network, size, split, epochs, count = by
         reached = [spread, f"{mean(trivial):.1f}", len(several)]
-        rows.append([data, base.network(network), split, *reached, count, sides, size, trained])
+        rows.append([data, base.network(network), split, *reached, count, sides, epochs, size])
     head = [
         "data",
         "network",
@@ -395,7 +395,7 @@ def baselines(found: Sequence[Record]) -> str:
         "images",
         "training, test images",
     ]
-    return table([*head, "size", "Adam"], rows, "No network was measured yet.")
+    return table([*head, "epochs", "size"], rows, "No network was measured yet.")
 
 
 def recipe(taken: Mapping[str, Any]) -> str:
@@ -411,6 +411,15 @@ def recipe(taken: Mapping[str, Any]) -> str:
     if r.patience:
         told.append(f"patience {r.patience}")
     return ", ".join(told)
+
+
+def recipes(found: Sequence[Record]) -> str:
+    """How the networks of `baselines` were trained: the data sets and networks that each recipe had."""
+    used: dict[tuple[str, str], set[str]] = {}
+    for m in (m for r in found for m in r.header.models if m.baseline and m.accuracy is not None):
+        used.setdefault((base.network(m.network), recipe(m.run["recipe"])), set()).add(str(m.run.get("dataset", "–")))
+    rows = [[", ".join(sorted(data)), *by] for by, data in used.items()]
+    return table(["data", "network", "Adam"], sorted(rows), "No network was measured yet.")
 
 
 def spark(curves: Iterable[Sequence[float]]) -> str:
@@ -609,6 +618,7 @@ def made(notebooks: Path) -> dict[str, bytes]:
         "chapters": _raw(chapters(ledger, names)),
         "limits": limits(everything),
         "baselines": baselines(found),
+        "recipes": recipes(found),
         "aims": aims(found),
         "candidates": candidates(),
         "doses": doses(found),
