@@ -440,8 +440,8 @@ def test_cells_are_those_the_chapters_speak_of(made, chosen):
     for name in ("Standard", "Adv_h"):
         misled, led = (noisy[name, *cell].value for cell in ((quantities.LOUD, "fixed"), (quantities.WRONG, "control")))
         assert misled < led
-    table = figures.noises(made["hpat/fig5_hybrid_grid"]).frame.set_index("training")
-    assert table.columns[0] == "clean" and (table != "–").all(axis=None)
+    table = figures.noises(made["hpat/fig5_hybrid_grid"]).frame.set_index("noise")
+    assert list(table) == ["Standard", "Adv_h"] and "PGD, 3/255" in table.index and (table != "–").all(axis=None)
     felled = made["hpat/fig5_hybrid_grid"].table("felled").query("attack == 'stands'")
     felled = felled.groupby(["training", "environment"])["images"].sum()
     places = itertools.product(("Standard", "Adv_h"), ("3/255, 0°", quantities.LOUD))

@@ -428,25 +428,24 @@ def noises(record: Record) -> Table:
     accuracy = record.outcomes.accuracy
     first = next(place for _, place, reading in accuracy if reading == "worst")  # the grid's first step
     eps = first.partition(",")[0]
-    columns = {
-        "clean": (quantities.STILL, "fixed"),
+    made = {
+        "none": (quantities.STILL, "fixed"),
         f"PGD, {eps}": (first, "fixed"),
         f"standard attacks, {eps}": (first, "worst"),
-        "PGD": (quantities.LOUD, "fixed"),
-        "standard attacks": (quantities.LOUD, "worst"),
-        "random noise": (quantities.DRAWN, "control"),
-        "PGD from the wrong label": (quantities.WRONG, "control"),
+        "PGD, 6/255": (quantities.LOUD, "fixed"),
+        "standard attacks, 6/255": (quantities.LOUD, "worst"),
+        "drawn at random, 6/255": (quantities.DRAWN, "control"),
+        "PGD from the wrong label, 6/255": (quantities.WRONG, "control"),
     }
-    rows = [
-        {"training": name} | {title: _percent(accuracy, name, *cell) for title, cell in columns.items()}
-        for name in record.outcomes.values("training")
-    ]
+    trainings = record.outcomes.values("training")
     return base.table(
-        rows,
-        "Accuracy in per cent, without a turn, under noise of 6/255 where no other is named. PGD: the document's, as "
-        "many steps as grey levels. Standard attacks: what a suite of them leaves right, of a sample; an upper bound. "
-        "From the wrong label: PGD made to lower the loss of the true one; who reads the label off the noise believes "
-        "the other one.",
+        [
+            {"noise": told} | {name: _percent(accuracy, name, *cell) for name in trainings}
+            for told, cell in made.items()
+        ],
+        "Accuracy in per cent, without a turn. PGD: the document's, as many steps as grey levels. Standard attacks: "
+        "what a suite of them leaves right, of a sample; an upper bound. From the wrong label: PGD made to lower the "
+        "loss of the true one; who reads the label off the noise believes the other one.",
         "noises",
         record,
     )
