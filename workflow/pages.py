@@ -509,7 +509,7 @@ def aims(found: Sequence[Record]) -> str:
             met = "reached" if mean(values) >= aim else "**missed**"
             curves = spark([m.losses for m in own if m.run["split_by"] == "patient"])
             rows.append([dataset, base.network(network), measure, len(values), f"{aim:.2f}", reached, met, curves])
-    head = ["data", "network", "measure", "trainings", "aim", "mean (range)", "", "training loss, epoch by epoch"]
+    head = ["data", "network", "measure", "trainings", "aim", "mean (range)", "", "training loss"]
     return table(head, rows, "No network was measured yet.")
 
 
