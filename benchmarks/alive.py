@@ -60,11 +60,9 @@ def main(options: argparse.Namespace) -> None:
         gain, spread = zip(*values, strict=True)
         lives = sum(g > 0 and s > 0 for g, s in values)
         told.append({"what": name, "seeds": len(values), "live": lives, "least": min(gain), "median": np.median(gain)})
-        print(
-            f"{name:45} {lives} of {len(values)} live; accuracy above the largest class: least {min(gain):+.2f}, ",
-            end="",
-        )
-        print(f"median {np.median(gain):+.2f}; least spread of the answers {min(spread):.2g}")
+        above = f"least {min(gain):+.2f}, median {np.median(gain):+.2f}"
+        print(f"{name:45} {lives} of {len(values)} live; accuracy above the largest class: {above}")
+        print(f"{'':45} least spread of the answers {min(spread):.2g}")
     save("alive", [], options, alive=told)
 
 

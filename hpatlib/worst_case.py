@@ -170,7 +170,7 @@ def smallest_eps(
         step, start = 2.5 / iterations * eps, start.clamp(low, high)
         return attacks.climb(model, start, y, low, high, step=step, iterations=iterations, ascended=ascended, decay=1.0)
 
-    def search(x: Tensor, y: Tensor) -> Tensor:
+    def look(x: Tensor, y: Tensor) -> Tensor:
         """The same of images that are answered right: ``[B]``."""
         nearest, found = x.clone(), x.new_full((len(x),), math.inf)  # what misleads, and how far away it is
 
@@ -210,5 +210,5 @@ def smallest_eps(
         smallest = images.new_zeros(len(images))
         right = (logits.argmax(dim=1) == labels).nonzero().squeeze(1)
         for index in right.split(batch_size) if len(right) else ():
-            smallest[index] = search(images[index], labels[index])
+            smallest[index] = look(images[index], labels[index])
     return torch.where(smallest <= most + TOLERANCE, smallest, math.inf)

@@ -370,11 +370,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], none: str) -> s
 
 def baselines(found: Sequence[Record]) -> str:
     """How good the networks that were trained on clean images alone are, by data set, network and split."""
+    from hpatlib.training import Recipe  # needs torch
+
     models = {m.key: (m, r) for r in found for m in r.header.models if m.baseline and m.accuracy is not None}
     grouped: dict[tuple[str, ...], list[Model]] = {}
     for m, _ in models.values():
         by = (str(m.run.get("dataset", "–")), m.network, f"{m.run.get('size', '–')} px", m.run.get("split_by", "–"))
-        by += (str(m.run["recipe"].get("epochs", 20)), str(m.run.get("count") or "all"))
+        by += (str(Recipe(**m.run["recipe"]).epochs), str(m.run.get("count") or "all"))
         grouped.setdefault(by, []).append(m)
     rows = []
     for by, several in sorted(grouped.items()):
@@ -385,16 +387,8 @@ def baselines(found: Sequence[Record]) -> str:
         data, network, size, split, epochs, count = by
         reached = [spread, f"{mean(trivial):.1f}", len(several)]
         rows.append([data, base.network(network), split, *reached, count, sides, epochs, size])
-    head = [
-        "data",
-        "network",
-        "split by",
-        "accuracy, %",
-        "largest class, %",
-        "trainings",
-        "images",
-        "training, test images",
-    ]
+    head = ["data", "network", "split by", "accuracy, %", "largest class, %", "trainings", "images"]
+    head.append("training, test images")
     return table([*head, "epochs", "size"], rows, "No network was measured yet.")
 
 
@@ -450,7 +444,7 @@ def flattery(found: Sequence[Record], dataset: str) -> str:
                 alike = m.network, str(m.run.get("count")), str(m.run.get("recipe"))
                 sides.setdefault(alike, {}).setdefault(m.run["split_by"], []).append(m)
         for (network, _, _), by in sides.items():
-            for split in by.keys() - {"patient"} if "patient" in by else ():
+            for split in sorted(by.keys() - {"patient"}) if "patient" in by else ():
                 apart, mixed = ([100 * (m.accuracy or 0) for m in by[name]] for name in ("patient", split))
                 few = f"{len(apart)}" if len(apart) == len(mixed) else f"{len(apart)} and {len(mixed)}"
                 told.append(
