@@ -9,7 +9,7 @@ from torch import nn
 
 from hpatlib import attacks, models
 from hpatlib.assimilation import Assimilated, Replicated
-from hpatlib.frozen import frozen
+from hpatlib.frozen import ROUNDING, TOLERANCE, frozen
 from hpatlib.mixbn import MixBatchNorm2d, branch, convert_mixbn
 
 close = {"atol": 1e-4, "rtol": 0}
@@ -171,6 +171,21 @@ def test_other_answers_are_named(model, images):
         copied.network[0].weight.mul_(1.1)  # as a fold that went wrong would leave it
     with pytest.raises(RuntimeError, match="answers otherwise than Sequential"):
         copied(images)
+
+
+def test_what_rounding_does_to_the_network_too_is_no_other_answer(images):
+    """A channel that was all but constant in training: its norm enlarges the last digits, of both."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.LazyLinear(2)).eval()
+    with torch.no_grad():
+        network[0].weight.copy_(torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
+        network[0].bias.fill_(30_000)
+        network[1].running_mean.copy_(network[0](images).mean(dim=(0, 2, 3)))
+        network[1].running_var.zero_()
+        expected = network(images)
+        exact = copy.deepcopy(network).double()(images.double())
+        rounding = (expected - exact).abs().max()
+        assert rounding > 2 * TOLERANCE * (1 + expected.abs().max())  # else this tests nothing
+        assert (frozen(network)(images) - exact).abs().max() <= ROUNDING * rounding
 
 
 def test_compiling_answers_the_same_or_says_why_it_cannot(model, images, monkeypatch):
