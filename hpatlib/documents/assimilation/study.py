@@ -68,6 +68,8 @@ LIBRARY_STEP = 2 / 255  # PGD's step where a library's user does not name one
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``backbones``: the networks under attack, with their weights; ``model`` is that of the "why" chapters.
 
+    ``why_trainings``: how often they train each network, from the chapter's seed plus ``why_seed`` on.
+
     ``ladder``, ``short_ladder``: ε in grey levels of 255, for chest CT and for the other three data sets; ``standard``:
     ε in grey levels at which the standard attacks are run together, the slides' smallest and one where about half of
     vanilla's validation images stand; ``iterations``: of iterated attacks; ``suite_iterations``, ``restarts``: of the
@@ -88,6 +90,8 @@ class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields
     auto_iterations: int = 100
     textures: int
     natural: str
+    why_trainings: int
+    why_seed: int = 0
     most: int | None = None
 
 

@@ -7,7 +7,7 @@ sample of ImageNet (animal or not), phantoms with six photographs.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,8 +76,10 @@ def tasks(chosen: Chosen[Profile]) -> dict[tuple[str, str], list[Run]]:
     if real and chosen.settings.count is None:
         counts.append(even_count(key))
     even = min((each for each in counts if each is not None), default=None)
-    made = {("medical", dataset): chosen.runs(dataset=dataset, model=model, weights=weights) for dataset in MEDICAL}
-    made["natural", key] = chosen.runs(dataset=key, real=real, model=model, weights=weights)
+    first = replace(chosen, seed=chosen.seed + chosen.settings.why_seed)
+    several = partial(first.runs, chosen.settings.why_trainings, model=model, weights=weights)
+    made = {("medical", dataset): several(dataset=dataset) for dataset in MEDICAL}
+    made["natural", key] = several(dataset=key, real=real)
     return {task: [replace(run, count=even) for run in trainings] for task, trainings in made.items()}
 
 
@@ -164,7 +166,7 @@ def _few(settings: Profile) -> Profile:
     """One training and two dozen images: enough to show one."""
     import msgspec
 
-    return msgspec.structs.replace(settings, trainings=1, shown=24)
+    return msgspec.structs.replace(settings, why_trainings=1, shown=24)
 
 
 def why_loss_landscape(chosen: Chosen[Profile]) -> Record:
