@@ -28,13 +28,20 @@ RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
-def arguments(description: str | None, *, repeats: int, parser: argparse.ArgumentParser | None = None, **changed: Any):
-    """The command line that every benchmark takes: ``device``, ``repeats`` and ``results``, its folder for results."""
+def arguments(
+    description: str | None,
+    *,
+    repeats: int | None = None,
+    parser: argparse.ArgumentParser | None = None,
+    **changed: Any,
+):
+    """The command line of a benchmark: ``device``, ``results``, its folder for them, and where it has, ``repeats``."""
     parser = parser or argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default=runs.default_device(), help="cpu or cuda [%(default)s]")
-    parser.add_argument("--repeats", type=int, default=repeats, help="rounds after the one that warms up [%(default)s]")
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats, help="rounds after a warm-up [%(default)s]")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for results [benchmarks/results]")
     return parser.parse_args(**changed)
 
@@ -102,7 +109,9 @@ def save(name: str, rows: Sequence[Row], options: argparse.Namespace, **about: A
     device = torch.device(options.device).type
     environment = runs.environment(options.device)
     machine = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    found = {"name": name, "kind": device, "date": date.today().isoformat(), "repeats": options.repeats}
+    found = {"name": name, "kind": device, "date": date.today().isoformat()}
+    if "repeats" in options:
+        found["repeats"] = options.repeats
     found |= {"machine": machine, **environment, "about": about, "rows": list(rows)}
     path = options.results / (f"{name}.json" if device == "cpu" else f"{name}-{device}.json")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ Suite = Callable[..., WorstCase]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=128, help="test images of a network behind claims [%(default)s]")
-    options = arguments(None, repeats=1, parser=parser)
+    options = arguments(None, parser=parser)
     torch.set_num_threads(1)
     rows = list(small(options))
     if "HPAT_DATA" in os.environ:

@@ -69,4 +69,4 @@ def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("--seeds", type=int, default=100, help="so many trainings of each kind [%(default)s]")
-    main(arguments(__doc__, repeats=1, parser=given))
+    main(arguments(__doc__, parser=given))

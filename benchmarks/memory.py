@@ -86,7 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=HEALTHY + ILL, help="images")
     parser.add_argument("--batches", type=int, default=10, help="batches of 16 that each run trains on")
-    arguments = common(__doc__, repeats=1, parser=parser)
+    arguments = common(__doc__, parser=parser)
     torch.set_num_threads(1)
     started, most = time.perf_counter(), anonymous()
     conditions = ("split", "training", "branch", "environment", "reading")
