@@ -89,12 +89,13 @@ def stale(record: Record, judged: Iterable[claims.Judgement]) -> str:
 
 
 def _same(then: Mapping[str, Any], now: Any, record: Record) -> bool:
-    """Whether two versions of a profile are one for this record: of a list of networks, those that it asked matter, and
-    how adversarial trainings and their like are trained matters where it asked one."""
+    """Whether two versions of a profile are one for this record: of a list of networks, those that it asked matter, how
+    adversarial trainings and their like are trained where it asked one, and ``why_…`` in the chapters that ask why."""
     adversarial = any(model.run.get("adversary") for model in record.header.models)
+    why = record.header.chapter.rpartition("/")[2].startswith("why_")
     asked = {(model.run.get("model"), model.run.get("weights")) for model in record.header.models}
     for name in then.keys() | now.keys():
-        if name in ("strategy", "warmup") and not adversarial:
+        if (name in ("strategy", "warmup") and not adversarial) or (name.startswith("why_") and not why):
             continue
         before, after = then.get(name), now.get(name)
         pairs = isinstance(before, list) and all(isinstance(each, list) for each in before)

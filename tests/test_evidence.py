@@ -130,6 +130,12 @@ def test_how_adversarial_trainings_are_trained_matters_to_records_that_asked_one
     assert not evidence._same({"size": 64}, now, against) and not evidence._same(now | {"warmup": 4}, now, against)
 
 
+def test_what_asks_why_has_trainings_of_its_own(world):
+    then, now = {"size": 64, "why_trainings": 6}, {"size": 64, "why_trainings": 12}
+    assert evidence._same(then, now, measured(world))
+    assert not evidence._same(then, now, measured(world, "made/why_fig1", claims={}))
+
+
 def test_a_changed_profile_and_changed_behaviour_make_a_record_stale(world, commit, monkeypatch):
     measured(world, environment={"commit": f"{commit}-dirty", "device": "CPU", "versions": {}})
     stands = ["made/fig2", "made/fig3"]
