@@ -135,8 +135,8 @@ def smallest(record: Record) -> Figure:
         [charts.curves(table, "eps", "task", _looks(o), **words)],
         name="smallest",
         record=record,
-        caption="The share of test images that are right and that PGD does not change at each ε, all trainings "
-        "together; whole line: natural images.",
+        caption="The share of test images that are right and whose smallest ε, as far as it was found, is larger than "
+        "each ε, all trainings together; whole line: natural images.",
         alt=f"Falling curves of the share of images that stand against ε, a line a task. Median: {', '.join(middles)}.",
     )
 
