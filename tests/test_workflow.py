@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from hpatlib import cli
+from hpatlib import claims, cli
 
 ROOT = Path(__file__).parents[1]
 FIGURES = "hpatlib/documents/hpat/figures.py"
@@ -44,22 +46,26 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def changed(depends, checkout):
     """The chapters whose dependencies some changes (file, old, new) change; the files are put back."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(depends, "judged", lambda root, library, chapters: dict.fromkeys(chapters, "as they were"))
-        before = depends.lines(checkout, "smoke")
 
-        def change(*changes: tuple[str, str, str]) -> set[str]:
-            texts = {checkout / name: (checkout / name).read_text("utf-8") for name, _, _ in changes}
-            for name, old, new in changes:
-                text = (checkout / name).read_text("utf-8")
-                assert text.count(old) == 1, f"{name} has no single {old!r}"
-                (checkout / name).write_text(text.replace(old, new), "utf-8")
-            after = depends.lines(checkout, "smoke")
-            for path, text in texts.items():
-                path.write_text(text, "utf-8")
-            return {chapter for chapter in before if before[chapter] != after[chapter]}
+    def lines() -> dict[str, list[str]]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(depends, "judged", lambda root, library, chapters: dict.fromkeys(chapters, "as they were"))
+            return depends.lines(checkout, "smoke")
 
-        yield change
+    before = lines()
+
+    def change(*changes: tuple[str, str, str]) -> set[str]:
+        texts = {checkout / name: (checkout / name).read_text("utf-8") for name, _, _ in changes}
+        for name, old, new in changes:
+            text = (checkout / name).read_text("utf-8")
+            assert text.count(old) == 1, f"{name} has no single {old!r}"
+            (checkout / name).write_text(text.replace(old, new), "utf-8")
+        after = lines()
+        for path, text in texts.items():
+            path.write_text(text, "utf-8")
+        return {chapter for chapter in before if before[chapter] != after[chapter]}
+
+    return change
 
 
 def naming(*names: str) -> set[str]:
@@ -103,6 +109,18 @@ def test_words_about_code_and_what_no_chapter_uses_rerun_nothing(changed):
         ("hpatlib/cli.py", '"list"', '"show"'),
         ("hpatlib/documents/ultrasound/profiles.toml", "\n[laptop]\n", "\n[laptop]\nmade_up = 1\n"),
     )
+
+
+@pytest.mark.parametrize("said", [{"note": "made up"}, {"measure": "made up"}, {"published": ("made up",)}])
+def test_words_about_a_claim_rerun_its_chapter_and_no_other(depends, monkeypatch, tmp_path, said):
+    ledger, library = claims.ledger(), depends.Library(ROOT / "hpatlib")
+    chapters = sorted({j.claim.chapter for j in ledger if j.claim.chapter})
+    before = depends.judged(tmp_path / "before", library, chapters)
+    number = next(number for number, j in enumerate(ledger) if j.claim.chapter)
+    ledger[number] = replace(ledger[number], claim=msgspec.structs.replace(ledger[number].claim, **said))
+    monkeypatch.setattr(claims, "ledger", lambda: ledger)
+    after = depends.judged(tmp_path / "after", library, chapters)
+    assert [name for name in chapters if before[name] != after[name]] == [ledger[number].claim.chapter]
 
 
 def test_settings_rerun_the_chapters_of_their_document(changed):

@@ -266,7 +266,7 @@ def evidence(root: Path, chapter: str = "") -> list[Path]:
 
 
 def judged(root: Path, library: Library, chapters: Iterable[str]) -> dict[str, str]:
-    """Chapter → a digest of what its table of claims says.
+    """Chapter → a digest of what it says of its claims: their tables, hashes and words.
 
     Judging reads all records, so it is done again only when they, the claims or the code that judges have changed.
     """
@@ -284,7 +284,7 @@ def judged(root: Path, library: Library, chapters: Iterable[str]) -> dict[str, s
             hashes = {claim.id: claims.hashed(document, claim) for document, claim in claims.all_claims()}
             tables = {name: [j for j in ledger if j.claim.chapter == name] for name in chapters}
             shown = {
-                name: [claims.table(of).to_dict("records"), [(hashes[j.claim.id], j.claim.published) for j in of]]
+                name: [claims.table(of).to_dict("records"), [(hashes[j.claim.id], j.claim) for j in of]]
                 for name, of in tables.items()
             }
         except ValueError as error:  # the chapters, and `hpat verify`, say so
