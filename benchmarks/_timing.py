@@ -35,7 +35,7 @@ def arguments(
     parser: argparse.ArgumentParser | None = None,
     **changed: Any,
 ):
-    """The command line of a benchmark: ``device``, ``results``, its folder for them, and where it has, ``repeats``."""
+    """The command line of a benchmark: ``device``, ``results``, its folder, and ``repeats`` where it repeats."""
     parser = parser or argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

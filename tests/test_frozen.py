@@ -174,18 +174,26 @@ def test_other_answers_are_named(model, images):
 
 
 def test_what_rounding_does_to_the_network_too_is_no_other_answer(images):
-    """A channel that was all but constant in training: its norm enlarges the last digits, of both."""
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.LazyLinear(2)).eval()
+    """Features that are all but constant, of which what follows enlarges the last digits."""
+    torch.manual_seed(0)
+    shape = (8, 14, 14)
+    features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.LayerNorm(shape, 1e-12))
+    network = nn.Sequential(features, nn.Flatten(), nn.Linear(8 * 14 * 14, 2)).eval()
     with torch.no_grad():
-        network[0].weight.copy_(torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
-        network[0].bias.fill_(30_000)
-        network[1].running_mean.copy_(network[0](images).mean(dim=(0, 2, 3)))
-        network[1].running_var.zero_()
-        expected = network(images)
+        features[0].weight.mul_(1e-5)
+        features[0].bias.fill_(1)
+        features[1].running_mean.fill_(0.3)
+        features[1].running_var.fill_(0.7)
+        expected, answers = network(images), frozen(network)(images)
         exact = copy.deepcopy(network).double()(images.double())
-        rounding = (expected - exact).abs().max()
-        assert rounding > 2 * TOLERANCE * (1 + expected.abs().max())  # else this tests nothing
-        assert (frozen(network)(images) - exact).abs().max() <= ROUNDING * rounding
+        least = TOLERANCE * (1 + expected.abs().max())
+        assert (answers - expected).abs().max() > least  # else this tests nothing
+        own, copied = ((said - exact).abs().amax(dim=1) for said in (expected, answers))
+        assert (copied <= (ROUNDING * own).clamp(min=least)).all()
+        wrong = frozen(network)
+        wrong.network[2].bias.add_(20 * own.max())
+    with pytest.raises(RuntimeError, match="answers otherwise"):
+        wrong(images)
 
 
 def test_compiling_answers_the_same_or_says_why_it_cannot(model, images, monkeypatch):

@@ -274,7 +274,7 @@ def judged(root: Path, library: Library, chapters: Iterable[str]) -> dict[str, s
     code = set().union(*(library.reach(library.uses(node)) for node in BY_VALUE if node[0] in library.modules))
     decided_by = [f"{path.relative_to(root)} {digest(path.read_bytes())}" for path in [*evidence(root), *documents]]
     decided_by += [f"{node} {library.content(*node)[0]}" for node in sorted(code)]
-    decided_by.append(digest(Path(__file__).read_bytes()))  # what is made of them
+    decided_by.append(digest(Path(__file__).read_bytes()))  # and how a digest is made
     key, cache = digest(*decided_by, sorted(chapters)), root / "_build/depends/verdicts.json"
     kept = json.loads(cache.read_text()) if cache.is_file() else {}
     if kept.get("key") != key:

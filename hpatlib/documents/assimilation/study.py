@@ -68,7 +68,8 @@ LIBRARY_STEP = 2 / 255  # PGD's step where a library's user does not name one
 class Profile(profiles.Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``backbones``: the networks under attack, with their weights; ``model`` is that of the "why" chapters.
 
-    ``why_trainings``: how often they train each network, from the chapter's seed plus ``why_seed`` on.
+    ``why_trainings``: how often these train each network, from the chapter's seed plus ``why_seed`` on
+    (`hpatlib.evidence` knows both by their prefix).
 
     ``ladder``, ``short_ladder``: ε in grey levels of 255, for chest CT and for the other three data sets; ``standard``:
     ε in grey levels at which the standard attacks are run together, the slides' smallest and one where about half of

@@ -76,8 +76,8 @@ def tasks(chosen: Chosen[Profile]) -> dict[tuple[str, str], list[Run]]:
     if real and chosen.settings.count is None:
         counts.append(even_count(key))
     even = min((each for each in counts if each is not None), default=None)
-    first = replace(chosen, seed=chosen.seed + chosen.settings.why_seed)
-    several = partial(first.runs, chosen.settings.why_trainings, model=model, weights=weights)
+    shifted = replace(chosen, seed=chosen.seed + chosen.settings.why_seed)
+    several = partial(shifted.runs, chosen.settings.why_trainings, model=model, weights=weights)
     made = {("medical", dataset): several(dataset=dataset) for dataset in MEDICAL}
     made["natural", key] = several(dataset=key, real=real)
     return {task: [replace(run, count=even) for run in trainings] for task, trainings in made.items()}
