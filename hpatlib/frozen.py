@@ -32,8 +32,8 @@ def frozen(model: nn.Module, *, compiled: bool = False) -> nn.Module:
     than ``TOLERANCE`` and, of any image, lie more than ``ROUNDING`` times as far from the answer in double precision as
     the network's own. ``compiled``: let ``torch.compile`` fuse what is left. That takes a compiler and a minute for
     each shape of a batch, so it is for thousands of batches of one shape; single images and gradients, for which it
-    does not pay, go the plain way. ``RuntimeError`` where it fails. ``ValueError`` for a MixBN whose active branch takes
-    clean and adversarial images together.
+    does not pay, go the plain way. ``RuntimeError`` where it fails. ``ValueError`` for a MixBN whose active branch
+    takes clean and adversarial images together.
     """
     branches = {module.branch for module in model.modules() if isinstance(module, MixBatchNorm2d)}
     if len(branches) > 1 or not branches <= {"clean", "adv"}:
