@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from hpatlib import data, measure, runs, training
 from hpatlib.documents import assimilation, hpat, ultrasound
+from hpatlib.documents.assimilation.study import trained_as
 from hpatlib.documents.hpat.study import adversaries
 from hpatlib.documents.ultrasound.study import against
 from hpatlib.runs import Run
@@ -25,6 +26,7 @@ def trainings(seed: int) -> Iterator[tuple[str, Run]]:
     yield "hpat: standard", cells.run
     yield "hpat: Adv_h with MixBN", replace(cells.run, adversary=adversaries(cells)["Adv_h"], mixbn=True)
     yield "slides: vanilla", slides.run
+    yield "slides: domain assimilation", trained_as(slides.run, "assimilated")
     yield "ultrasound: clean", scans.run
     yield "ultrasound: online, largest ε", against(scans.run, "online", max(scans.settings.ladder))
     model, weights = scans.settings.networks[0]
@@ -39,7 +41,7 @@ def alive(run: Run) -> tuple[float, float]:
     torch.manual_seed(run.seed)
     model = runs._build(run, train, run.weights)
     recipe = replace(run.recipe, patience=None)
-    training.fit(model, train, recipe, attack=run.adversary, seed=run.seed)
+    training.fit(model, train, recipe, attack=run.adversary, objective=run.objective, seed=run.seed)
     answers = measure.logits_of(model, test)
     right = (answers.argmax(dim=1).numpy() == test.labels).mean()
     return right - np.bincount(test.labels).max() / len(test), answers.std(dim=0).mean().item()

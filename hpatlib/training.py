@@ -139,7 +139,8 @@ def fit(
     branch, and each half of the batch goes through its own. Rows hold ``loss`` (of both halves together),
     ``accuracy`` and ``adversarial_accuracy`` on the training images as they were seen, and ``seconds``.
 
-    ``objective(model, images, labels)`` returns another loss than cross-entropy, and the logits; it excludes an attack.
+    ``objective(model, images, labels)`` returns another loss than cross-entropy, and the logits; it excludes an attack,
+    and rows hold ``cross_entropy`` beside it.
     With ``validation``, rows hold ``validation_loss`` (cross-entropy) too, training stops as ``recipe.patience`` says,
     and the model ends with the weights of its best epoch.
 
@@ -184,7 +185,7 @@ def fit(
             if recipe.patience is not None and _since_best(rows) >= recipe.patience:
                 break
             # Before an epoch, so that one that was stopped for it is not revived by its checkpoint.
-            if objective is None and len(rows) * len(data) >= SLOW_START * recipe.batch_size:
+            if len(rows) * len(data) >= SLOW_START * recipe.batch_size:
                 _check_alive(rows, recipe.epochs, data.labels, recipe, halves=1 if attack is None else 2)
             started = time.perf_counter()
             torch.manual_seed(_epoch_seed(seed, epoch))  # dropout and attacks without a generator of their own
@@ -193,20 +194,20 @@ def fit(
                 group["lr"] = group["first_lr"] * recipe.decay ** (epoch // recipe.decay_every)
             inner.attack = grown(epoch) if (grown := getattr(attack, "at", None)) else attack
             model.train()
-            totals = torch.zeros(3, device=device)  # loss and hits, summed on the device: no wait inside the loop
+            totals = torch.zeros(4, device=device)  # summed on the device: no wait inside the loop
             for images, labels in data.batches(recipe.batch_size, generator=shuffle, device=device):
                 images, count = _augmented(images, recipe.augment), len(labels)
                 if count == 1 and alone:
                     bar.update(count)
                     continue
                 with team.share(images, labels) as (images, labels, weight):
-                    loss, hits, adversarial_hits = step(images, labels)
+                    loss, entropy, *hits = step(images, labels)
                     optimizer.zero_grad(set_to_none=True)
                     backward(loss * (team.size * weight * len(labels) / count))  # gradients are averaged over processes
                     stepper.step()
-                totals += weight * torch.stack([loss.detach() * len(labels), hits, adversarial_hits])
+                totals += weight * torch.stack([loss.detach() * len(labels), entropy * len(labels), *hits])
                 bar.update(count)
-            mean_loss, accuracy, adversarial = (team.total(totals) / (len(data) - alone)).tolist()
+            mean_loss, entropy, accuracy, adversarial = (team.total(totals) / (len(data) - alone)).tolist()
             if not mean_loss < float("inf"):
                 raise ValueError(
                     f"the loss of epoch {epoch + 1} is {mean_loss}: lower lr={recipe.lr}, check the images"
@@ -214,6 +215,8 @@ def fit(
             row = {"loss": mean_loss, "accuracy": accuracy}
             if attack is not None:
                 row["adversarial_accuracy"] = adversarial
+            if objective is not None:
+                row["cross_entropy"] = entropy
             if validation is not None:
                 row["validation_loss"] = _cross_entropy(model, validation, device, team)
             bar.set_postfix({name.split("_")[0]: f"{value:.3f}" for name, value in row.items()})
@@ -222,8 +225,7 @@ def fit(
                 best.update({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
             if checkpoint is not None and team.first:
                 _keep(checkpoint, model, optimizer, rows, best)
-    if objective is None:  # of another loss, nobody knows here what it is at a guess
-        _check_alive(rows, len(rows), data.labels, recipe, halves=1 if attack is None else 2)
+    _check_alive(rows, len(rows), data.labels, recipe, halves=1 if attack is None else 2)
     if best:
         model.load_state_dict(best)
     model.eval()
@@ -292,18 +294,22 @@ def _augmented(images: Tensor, how: Augment | None) -> Tensor:
 def _check_alive(rows: list[dict[str, float]], epochs: int, labels: Any, recipe: Recipe, *, halves: int) -> None:
     """Raise ``ValueError`` where nothing was learned for half of ``epochs`` in a row up to now, and for 3 at least.
 
-    That is: the loss within ``AT_A_GUESS`` of that of answering every image with the class shares, ln K for K classes
-    of one size and twice that with an attack, or above; and an accuracy that guessing the largest class has too, within
-    two standard errors. An adversary that is too strong leaves the accuracy on clean images above.
+    That is: the cross-entropy within ``AT_A_GUESS`` of that of answering every image with the class shares, ln K for K
+    classes of one size and twice that with an attack, or above; and an accuracy that guessing the largest class has
+    too, within two standard errors. An adversary that is too strong leaves the accuracy on clean images above.
     """
     shares = torch.as_tensor(labels).bincount().double() / len(labels)
     guess, largest = halves * torch.special.entr(shares).sum().item(), shares.max().item()
     lucky = largest + 2 * math.sqrt(largest * (1 - largest) / len(labels))
     watched = max(3, math.ceil(epochs / 2))
-    last = [row["loss"] > (1 - AT_A_GUESS) * guess and row["accuracy"] <= lucky for row in rows[-watched:]]
+    losses = [row.get("cross_entropy", row["loss"]) for row in rows]
+    last = [
+        loss > (1 - AT_A_GUESS) * guess and row["accuracy"] <= lucky
+        for loss, row in zip(losses[-watched:], rows[-watched:], strict=True)
+    ]
     if len(last) == watched and all(last):
         raise ValueError(
-            f"nothing was learned in {watched} epochs: the loss is {rows[-1]['loss']:.4g}, of a guess {guess:.4g}; "
+            f"nothing was learned in {watched} epochs: the loss is {losses[-1]:.4g}, of a guess {guess:.4g}; "
             f"lower lr={recipe.lr:g}, weaken the adversary, take a network with batch norm, or look at the labels"
         )
 
@@ -331,18 +337,20 @@ class _Step(nn.Module):
         super().__init__()
         self.model, self.attack, self.objective = model, attack, objective
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return _losses(self.model, images, labels, self.attack, self.objective)
 
 
 def _losses(
     model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None, objective: Objective | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of one batch, ℓ(f(X), y) + ℓ(f(X_h), y) with an attack (equation 14), and the hits in each half."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss of one batch, ℓ(f(X), y) + ℓ(f(X_h), y) with an attack (equation 14), what of it is cross-entropy, of
+    which alone one knows what it is at a guess, and the hits in each half."""
     if attack is None:
         loss, logits = (objective or _plain)(model, images, labels)
+        entropy = loss.detach() if objective is None else F.cross_entropy(logits.detach(), labels)
         hits = (logits.argmax(dim=1) == labels).sum()
-        return loss, hits, torch.zeros_like(hits)
+        return loss, entropy, hits, torch.zeros_like(hits)
     with branch(model, "adv") if mixed(model) else nullcontext():
         adversarial = attack(model, images, labels)
     # One pass over both halves: a batch norm that they share sees the mixture that it will stand for when evaluating.
@@ -350,7 +358,7 @@ def _losses(
         logits = model(torch.cat([images, adversarial]))
     loss = 2 * F.cross_entropy(logits, labels.repeat(2))  # both halves are equally large
     hits = (logits.argmax(dim=1) == labels.repeat(2)).view(2, -1).sum(dim=1)
-    return loss, hits[0], hits[1]
+    return loss, loss.detach(), hits[0], hits[1]
 
 
 def _plain(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hpatlib import training
 from hpatlib._files import StorageError, write
@@ -225,6 +226,22 @@ def test_a_dead_training_stops_after_half_of_its_epochs_once_a_slow_start_would_
     with pytest.raises(ValueError, match=r"nothing was learned in \d+ epochs: .* of a guess .*; lower lr=0\.001"):
         fit(model, data, recipe, attack=attack)
     assert len(steps) == stops
+
+
+def beside_a_constant(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(images)
+    return 0.1 * F.cross_entropy(logits, labels) + 7, logits
+
+
+def test_a_dead_training_stops_whatever_its_loss_is_made_of_and_a_live_one_does_not():
+    data = bright_or_dark()
+    recipe = Recipe(epochs=60, batch_size=len(data), lr=0.01)
+    with pytest.raises(ValueError, match=r"nothing was learned in 30 epochs: the loss is 0\.6931, of a guess 0\.6931"):
+        fit(Dead(), data, recipe, objective=beside_a_constant)
+    rows = fit(tiny(), data, recipe, objective=beside_a_constant)
+    assert rows[-1]["accuracy"] > 0.9
+    for row in rows:
+        assert row["loss"] == pytest.approx(0.1 * row["cross_entropy"] + 7)
 
 
 def test_a_checkpoint_does_not_revive_a_dead_training(tmp_path):
