@@ -1,7 +1,8 @@
 """Which records of real images are missing or stale, in which order they are worth making, and making them.
 
 A record is stale where a claim that it was measured for has another hash today, where it lacks what a claim needs, or
-where the profile or a part of training that its models went through has changed since the commit that made it.
+where the profile, a part of training that its models went through, or a search that it holds what was found by has
+changed since the commit that made it.
 """
 
 import ast
@@ -25,6 +26,12 @@ from hpatlib.records import Record
 DECIDED = ("supported", "contradicted", "near its threshold")
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 UNKNOWN = 3 * 3600.0  # seconds of a chapter that nobody has timed
+
+# By what a record is known to rest on a search of hpatlib.worst_case: columns, and names of attacks and readings.
+FOUND_BY = {
+    "worst_case": {"standard attacks", "worst", "worst case"},
+    "smallest_eps": {"smallest", "doublings"},
+}
 
 Runner = Callable[["Job", Path], int]  # makes the record, and its log; returns an exit code
 
@@ -85,7 +92,7 @@ def stale(record: Record, judged: Iterable[claims.Judgement]) -> str:
                 before, now = tomllib.loads(then), documents.toml(document, "profiles")
                 if not _same(before.get(header.profile, {}), now.get(header.profile, {}), record):
                     return f"stale: the profile has changed since {commit}"
-    return _behaves_otherwise(record, commit)
+    return _behaves_otherwise(record, commit) or _searched_otherwise(record, commit)
 
 
 def _same(then: Mapping[str, Any], now: Any, record: Record) -> bool:
@@ -124,14 +131,31 @@ def _behaves_otherwise(record: Record, commit: str) -> str:
     return f"stale: {', '.join(changed)} has changed since {commit}" if changed else ""
 
 
+def _searched_otherwise(record: Record, commit: str) -> str:
+    from hpatlib import worst_case  # needs torch
+
+    rows, here = record.outcomes.rows, Path(worst_case.__file__).parent
+    names = set(rows.columns).union(*(rows[name].unique() for name in record.header.conditions))
+    changed = []
+    for search, since in worst_case.SINCE.items():
+        before = commit and _git(here, "merge-base", "--is-ancestor", since, commit)
+        if names & FOUND_BY[search] and before and before.returncode == 1:  # of others, git does not know
+            changed.append(search)
+    return f"stale: {' and '.join(changed)} found something else at {commit}" if changed else ""
+
+
 def _at(commit: str, path: Path) -> str | None:
     """A file of the checkout as it was at ``commit``; None where git does not know."""
-    command = ["git", "-C", str(path.parent), "show", f"{commit}:./{path.name}"]
+    done = _git(path.parent, "show", f"{commit}:./{path.name}") if commit else None
+    return done.stdout if done and done.returncode == 0 else None
+
+
+def _git(folder: Path, *command: str) -> "subprocess.CompletedProcess[str] | None":
+    """git in ``folder``; None where there is none."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True) if commit else None
+        return subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True)
     except OSError:
         return None
-    return done.stdout if done and done.returncode == 0 else None
 
 
 def estimate(source: Path, profile: str, record: Record | None) -> float:

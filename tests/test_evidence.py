@@ -1,13 +1,14 @@
 """Which records of real images are missing or stale, their order, and making them: with made-up records and runs."""
 
 import subprocess
+from pathlib import Path
 
 import msgspec
 import pytest
 from made_up import World, forget, model, record
 from typer.testing import CliRunner
 
-from hpatlib import claims, cli, evidence, runs
+from hpatlib import claims, cli, evidence, runs, worst_case
 from hpatlib.evidence import Job
 
 invoke = CliRunner().invoke
@@ -158,6 +159,32 @@ def test_a_changed_profile_and_changed_behaviour_make_a_record_stale(world, comm
     assert [job.chapter for job in plan(world)] == stands
     measured(world, models=[model(0, run={"model": "resnet50", "weights": "scratch", "real": True})], trainings=1)
     assert "its runs are none of this version" in next(job.why for job in plan(world) if job.chapter == "made/fig1")
+
+
+def test_a_search_that_finds_something_else_makes_older_records_stale_that_rest_on_it(world, commit, monkeypatch):
+    path = Path(runs.__file__).with_name("worst_case.py")
+    monkeypatch.setattr(worst_case, "__file__", str(path))
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(path.parent)]
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "finds more"], check=True)
+    later = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    about = {"device": "CPU, 1 threads", "versions": {}}
+    monkeypatch.setattr(worst_case, "SINCE", {"worst_case": later, "smallest_eps": later})
+
+    def why(place: str, made_at: str) -> str:
+        right = {(place,): 0.8}
+        models = [model(0, run=RUN)]
+        given = {"environment": about | {"commit": made_at}, "models": models, "trainings": 1}
+        made = record(world.evidence, "made/fig1", CONDITIONS, right, **given)
+        return evidence.stale(made, [])
+
+    assert why("worst case", commit) == f"stale: worst_case found something else at {commit}"
+    assert not why("PGD", commit) and not why("worst case", later) and not why("worst case", "0" * 40)
+    monkeypatch.setattr(worst_case, "SINCE", {"worst_case": commit, "smallest_eps": later})
+    assert not why("worst case", commit)
+
+
+def test_every_search_of_the_library_is_known_by_something_in_a_record():
+    assert evidence.FOUND_BY.keys() == worst_case.SINCE.keys()
 
 
 JOBS = [Job(f"made/fig{n}", "laptop", "missing", 1, seconds) for n, seconds in ((1, 60.0), (2, 120.0), (3, 60.0))]
