@@ -138,16 +138,18 @@ def stands(model: nn.Module, found: Tensor, labels: Tensor) -> Tensor:
 
 
 def differ(attack: str, where: str, eps: float, mine: Tensor, other: Tensor, peer: str = "torchattacks") -> Row:
-    """The share of images with another verdict, against one in a hundred."""
+    """The share of images with another verdict, against one in a hundred; ``agreement``: what stands under the attack
+    here, under the peer's, and under one of them alone."""
     share = float((mine != other).double().mean())
     alone = f"{(mine & ~other).sum()} and {(other & ~mine).sum()} in one of them alone"
     told = f"{mine.sum()} and {other.sum()} of {len(mine)} stand ({alone})"
     print(f"{attack} and {peer}, {where}, ε = {255 * eps:.3f}/255: {told}", flush=True)
     what = f"share of images with another verdict than {peer}: {attack}, {where}, ε = {255 * eps:.2f}/255"
-    what += f": {told}"
     measured = {peer: [share], "one per cent": [0.01]}
     target = None if peer == "its other seed" else 1.0
-    return row(what, measured, peer, "one per cent", target=target, unit="of the images")
+    stand = [int(each.sum()) for each in (mine, other, mine & ~other, other & ~mine)]
+    about = {"attack": attack, "peer": peer, "where": where, "eps": eps, "images": len(mine), "stand": stand}
+    return row(what, measured, peer, "one per cent", target=target, unit="of the images") | {"agreement": about}
 
 
 if __name__ == "__main__":

@@ -294,7 +294,14 @@ def test_the_page_on_benchmarks_shows_ratios_targets_and_what_was_not_measured(w
         (tmp_path / f"{name}.py").touch()
     assert made(workflow, tmp_path)["alive.txt"] == b"*Not measured.*\n"
     assert b"| `benchmarks/attacks.py` | \xe2\x80\x93 | processor and GPU |" in made(workflow, tmp_path)["ratios.txt"]
-    for name, rows, more in (("attacks", [row, fast, none], {}), ("growth", [], grown), ("alive", [], lives)):
+    same = {"attack": "Square", "peer": "torchattacks", "where": "a CNN", "eps": 2 / 255, "images": 50}
+    same = row | {"what": "verdicts", "ours": 0.06, "agreement": same | {"stand": [9, 8, 2, 1]}}
+    for name, rows, more in (
+        ("agreement", [same], {}),
+        ("attacks", [row, fast, none], {}),
+        ("growth", [], grown),
+        ("alive", [], lives),
+    ):
         result = {"name": name, "rows": rows, "about": more, **about}
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(result))
     files = made(workflow, tmp_path)
@@ -308,7 +315,10 @@ def test_the_page_on_benchmarks_shows_ratios_targets_and_what_was_not_measured(w
     )
     text = files["growth.txt"].decode()
     assert "| STBO | 10 queries | 2 | 1 |" in text and "| STBO | 100 queries | *not measured* | 1 |" in text
-    assert "2.0 times off" in text and set(files) == {"ratios.txt", "alive.txt", "growth.txt", "plan.txt"}
+    assert "2.0 times off" in text
+    assert set(files) == {f"{name}.txt" for name in ("agreement", "ratios", "alive", "growth", "plan")}
+    told = "| a CNN | 2.00/255 | Square | torchattacks | 9 and 8 of 50 | 2 and 1 | 6.0 | **missed** |"
+    assert told in files["agreement.txt"].decode() and "verdicts" not in files["ratios.txt"].decode()
     assert "| hybrid | 99 of 100 | -1.0 | +20.0 |" in files["alive.txt"].decode()
     assert all(f'id="fig-{name}"' in files[f"{name}.txt"].decode() for name in ("ratios", "growth"))
 

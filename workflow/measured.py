@@ -21,7 +21,7 @@ SERIES = {
     "predicted": Style("predicted", charts.GREY, ""),
     "measured": Style("measured", charts.PAINT[0], "o", "none"),
 }
-WITHOUT = {"alive", "growth", "intervals"}  # scripts that compare with nobody
+WITHOUT = {"agreement", "alive", "growth", "intervals"}  # scripts that compare no costs
 
 
 def results(folder: Path) -> list[Result]:
@@ -45,7 +45,7 @@ def ratios(found: Sequence[Result], scripts: Sequence[str]) -> str:
     """A row a ratio; scripts and devices without a result are named as not measured."""
     lines = [line("what", "against", "on", "ratio (lowest to highest)", "target", ""), "|---|---|---|---|---|---|"]
     for one in found:
-        for row in one["rows"]:
+        for row in one["rows"] if one["name"] not in WITHOUT else ():
             mark = {True: "met", False: "**missed**", None: ""}[row["met"]]
             spread = f"{ratio(row['ratio'])} ({ratio(row['low'])} to {ratio(row['high'])})"
             target = "–" if row["target"] is None else f"at most {ratio(row['target'])}"
@@ -55,9 +55,29 @@ def ratios(found: Sequence[Result], scripts: Sequence[str]) -> str:
         missing = [label for kind, label in (("cpu", "processor"), ("cuda", "GPU")) if (name, kind) not in kept]
         if missing:
             lines.append(line(f"`benchmarks/{name}.py`", "–", " and ".join(missing), "*not measured*", "–", ""))
-    sources = [f"{one['name']} ({one['kind']}): {one['date']}, commit {one['commit']}, "
-               f"{one['machine']['processor']}, torch {one['versions']['torch']}" for one in found]  # fmt: skip
-    return "\n".join(lines) + "\n\n" + (f"Measured: {'; '.join(sources)}.\n" if sources else "")
+    return "\n".join(lines) + "\n\n" + sources([one for one in found if one["name"] not in WITHOUT])
+
+
+def sources(found: Sequence[Result]) -> str:
+    """When and with what these were measured."""
+    told = [f"{one['name']} ({one['kind']}): {one['date']}, commit {one['commit']}, "
+            f"{one['machine']['processor']}, torch {one['versions']['torch']}" for one in found]  # fmt: skip
+    return f"Measured: {'; '.join(told)}.\n" if told else ""
+
+
+def agreement(found: Sequence[Result]) -> str:
+    """The rows of benchmarks/agreement.py: on which images an attack here and its peer's come to another verdict."""
+    head = ["network and data", "ε", "attack", "beside", "stand", "under one alone", "other verdict, %", "at most 1 %"]
+    lines = [line(*head), "|---" * len(head) + "|"]
+    asked = [one for one in found if one["name"] == "agreement"]
+    for row in (row for one in asked for row in one["rows"]):
+        about = row["agreement"]
+        ours, theirs, *alone = about["stand"]
+        mark = {True: "met", False: "**missed**", None: ""}[row["met"]]
+        share, eps = f"{100 * row['ours']:.1f}", f"{255 * about['eps']:.2f}/255"
+        stand = [f"{ours} and {theirs} of {about['images']}", "{} and {}".format(*alone)]
+        lines.append(line(about["where"], eps, about["attack"], about["peer"], *stand, share, mark))
+    return "\n".join(lines) + "\n\n" + sources(asked) if asked else "*Not measured.*\n"
 
 
 def growth(found: Sequence[Result]) -> list[dict[str, Any]]:
@@ -152,7 +172,7 @@ def made(folder: Path) -> dict[str, bytes]:
     scripts = sorted({path.stem for path in folder.glob("[!_]*.py")} - WITHOUT)
     texts, rows, steps = (
         {"ratios": ratios(found, scripts)},
-        [row for one in found for row in one["rows"]],
+        [row for one in found for row in one["rows"] if one["name"] not in WITHOUT],
         growth(found),
     )
     if rows:
@@ -161,6 +181,7 @@ def made(folder: Path) -> dict[str, bytes]:
     if steps:
         texts["growth"] += f"\n{growth_figure(steps).html()}\n"
     texts["alive"] = lives(found)
+    texts["agreement"] = agreement(found)
     counted = folder / "plan.json"
     texts["plan"] = plan(json.loads(counted.read_text("utf-8"))) if counted.is_file() else "*Not counted.*\n"
     return {f"book/made/{name}.txt": text.encode() for name, text in texts.items()}
