@@ -126,9 +126,11 @@ class Record:
 
     @property
     def label(self) -> str:
-        """Profile, data, n and trainings in a few words, for captions and legends."""
+        """Profile, data, n, sizes of samples and trainings in a few words, for captions and legends."""
         h, kind = self.header, "real" if self.real else "phantom"
         rows = self.outcomes.rows
+        cells = rows.groupby(["model", *h.conditions], observed=True)["image"].nunique()
+        few = sorted({int(n) for n in cells[cells < cells.groupby("model").transform("max")]} - {1})  # 1: of no image
         rows = rows[rows["label"] != outcomes.NONE] if "label" in rows else rows
         counts = rows.groupby("model", observed=True)["image"].nunique()
         n = ""
@@ -136,6 +138,7 @@ class Record:
             low, high = int(counts.min()), int(counts.max())
             n = f"n = {low if low == high else f'{low} to {high}'} images"
             n += " a training" if len(self.seeds) > 1 else ""
+            n += f", {' or '.join(map(str, few))} where a sample was asked" if few else ""
         names = ", ".join(dict.fromkeys(images.name for images in h.images))
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
         return ", ".join(filter(None, (f"{h.profile.capitalize()} profile", f"{kind} data ({names})", n, seeds)))

@@ -43,6 +43,27 @@ def test_stored_outputs_are_a_clean_smoke_run(source):
     assert "Smoke profile, phantom data" in text and str(ROOT) not in text and str(Path.home()) not in text
 
 
+# What a chapter checks of its phantoms: that its networks beat answering the largest class, and that attacks attack.
+UNTRAINED = {"glcm_texture"}
+UNATTACKED = {
+    "datasets_and_training",
+    "table1_benchmarks",
+    "texture_colour_adaptation",
+    "why_attention_region",
+} | UNTRAINED
+ATTACKS = "raises? the loss|costs? accuracy|lowers accuracy|falls under PGD"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_every_chapter_checks_that_its_networks_learned_and_that_its_attacks_attack(source):
+    cells = nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells
+    checks = [cell for cell in cells if "nbval-check-output" in cell.metadata.get("tags", [])]
+    said = "".join(printed(cell)["stdout"] for cell in checks)
+    assert "False" not in said
+    assert source.stem in UNTRAINED or re.search(r"beats? (answering )?the largest class: True", said)
+    assert source.stem in UNATTACKED or re.search(rf"({ATTACKS}).*: True", said)
+
+
 RUN = ROOT / "_build/run/smoke-default"
 
 

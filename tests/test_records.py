@@ -65,6 +65,10 @@ def test_label_and_stamp_say_where_numbers_came_from(made, tmp_path):
     one = record(tmp_path, CHAPTER, CONDITIONS, RIGHT, trainings=1, seed=7, models=[model(7)], **drawn)
     assert one.label == "Laptop profile, phantom data (phantom-cells), n = 40 images, seed 7"
     assert "no evidence about patients" in one.stamp().to_string(max_colwidth=None) and not one.real
+    rows, models = cells(CONDITIONS, RIGHT, trainings=3)
+    some = (rows["environment"] == "H0") | (rows["image"].astype(int) < 8)
+    asked = records.save(header("made/fig3", CONDITIONS, models), rows[some], tmp_path)
+    assert "n = 40 images a training, 8 where a sample was asked, seeds 0, 1, 2" in asked.label
     none = records.save(
         header("made/fig2", ("c",), []), pd.DataFrame(columns=["model", "c", "image", "group"]), tmp_path
     )

@@ -502,6 +502,19 @@ def test_reading_needs_no_torch():
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
 
 
+def test_which_reading_of_figures_3_and_4_gains_nothing_is_what_the_outcomes_say(measured):
+    record = measured[study.RESNET50]
+    table, names = figures.without_gain(record).frame, record.outcomes.values("network")
+    trained = [name for name in names if "static" in record.outcomes.where(network=name).values("training")]
+    assert len(table) == 3 * len(trained) and set(table.iloc[:, -1]) <= {"yes", "no", "open"}
+    for name, (_, three) in zip(trained, table.groupby("network", sort=False), strict=True):
+        for test, (_, row) in zip(("clean", "perturbed", "white-box FGSM"), three.iterrows(), strict=True):
+            gain = quantities.change(record.outcomes, network=name, test=test, eps=0.5)
+            assert row["gain, points"] == base.percent(gain.value, *gain.interval(), sign="+")
+            assert (row.iloc[-1] == "yes") == (gain.interval()[1] < 0.05)
+            assert (row.iloc[-1] == "no") == (gain.interval()[0] > 0.05)
+
+
 def test_every_measured_image_was_held_out(measured):
     for record in measured.values():
         check_held_out(record)

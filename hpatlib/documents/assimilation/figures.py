@@ -380,7 +380,7 @@ def doses(record: Record) -> Table:
     return base.table(
         table,
         "What T and C do to the test images. Claims about domain assimilation are judged only where the channel spread "
-        f"is {needed:g} or more.",
+        f"is {needed:g} or more, on average over trainings.",
         "doses",
         record,
     )

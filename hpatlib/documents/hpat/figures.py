@@ -121,8 +121,8 @@ def least_noise(record: Record) -> Table:
         rows.append({"noise": name, "geometric mean, in 1/255": f"{value:.3g} [{low:.3g}, {high:.3g}]"})
     return base.table(
         rows,
-        "The least noise that PGD needs to change a correct answer, image by image, with 95 % intervals; the ratio has "
-        "no unit.",
+        "The least noise that PGD needs to change a correct answer, image by image of a sample, with 95 % intervals; "
+        "the ratio has no unit.",
         "least-noise",
         record,
     )
@@ -285,6 +285,7 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
     who = "mean" if able else o.values(by)[0]
     fall = shown[0].data[shown[0].data[by] == looks[who].label]["value"]
     held = "" if split is None else f", split by {split}"
+    sampled = " H1 to H5, and every search: of a sample; searches of H6 have more queries and images."
     marked = " Bold: mean over networks that beat answering the largest class; dotted: those that do not."
     return charts.figure(
         shown,
@@ -292,7 +293,7 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
         record=record,
         share="xy",
         caption=f"Accuracy and ROI over the environments{held}. Points: mean over trainings; {INTERVALS}; hollow: "
-        f"published.{marked if by == 'network' else ' Searches of H6 have more queries and images than those before.'}",
+        f"published.{marked if by == 'network' else sampled}",
         alt=f"Line charts of accuracy and ROI from H0 to H6, a panel a reading, a line a {by}. With one fixed "
         f"transform {'the mean' if able else looks[who].label} goes from {100 * fall.iloc[0]:.1f} to "
         f"{100 * fall.iloc[-1]:.1f} % accuracy.",
