@@ -285,7 +285,9 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
     who = "mean" if able else o.values(by)[0]
     fall = shown[0].data[shown[0].data[by] == looks[who].label]["value"]
     held = "" if split is None else f", split by {split}"
-    sampled = " H1 to H5, and every search: of a sample; searches of H6 have more queries and images."
+    asked = o.rows.groupby(["environment", "reading"], observed=True)["image"].nunique()
+    few = "Every search" if asked["H1", "fixed"] == asked["H0", "clean"] else "H1 to H5, and every search"
+    sampled = f" {few}: of a sample; searches of H6 have more queries and images."
     marked = " Bold: mean over networks that beat answering the largest class; dotted: those that do not."
     return charts.figure(
         shown,

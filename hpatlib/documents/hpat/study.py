@@ -253,7 +253,7 @@ def vulnerability(chosen: Chosen[Profile]) -> Record:
 
 
 def training_strategies(chosen: Chosen[Profile]) -> Record:
-    """Figure 4: five ways of training in H0…H6, in both readings, and H6 in the worst case.
+    """Figure 4: five ways of training in H0…H6, in both readings, and H6 in the worst case; searches ask a sample.
 
     Beside them standard training with a split by image in H0 and H6, for whoever asks which reading the document's
     numbers come from. The table "thresholds" holds each model's margin that tells the classes of training images apart
@@ -265,13 +265,14 @@ def training_strategies(chosen: Chosen[Profile]) -> Record:
     for (split, name), run, found in trained(study, split_strategies(chosen, names)):
         given = {"split": split, "training": name}
         ask = _Asked(study, found, run, settings.searches, given)
-        few, h6 = measure.sample(found.test, settings.hardest), places(chosen)[6:]
+        few, h1_to_h5, h6 = measure.sample(found.test, settings.hardest), places(chosen)[1:6], places(chosen)[6:]
         ask.clean(found.test)
         ask.places(found.test, h6, "fixed")
         ask.places(few, h6, *(("searched", "worst") if split == "patient" else ("searched",)))
         if split == "patient":
+            ask.places(found.test, h1_to_h5, "fixed")
             quickly = replace(ask, searches=settings.network_searches)
-            quickly.places(measure.sample(found.test, settings.shown), places(chosen)[1:6], "fixed", "searched")
+            quickly.places(measure.sample(found.test, settings.shown), h1_to_h5, "searched")
             study.table("thresholds", _thresholds(found, run, chosen, name))
     return study.record()
 
