@@ -1,4 +1,4 @@
-"""Nothing trains dead: the trainings of the smoke profiles that an adversary could kill, over many seeds.
+"""Nothing trains dead: the trainings of the smoke profiles, the hardest of each document, over many seeds.
 
 ``python benchmarks/alive.py`` (claim: all live). A network is alive whose answers to test images differ between
 images and are right more often than the largest class is; ``training.fit`` itself stops a training that learns nothing.

@@ -344,8 +344,8 @@ class _Step(nn.Module):
 def _losses(
     model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None, objective: Objective | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss of one batch, ℓ(f(X), y) + ℓ(f(X_h), y) with an attack (equation 14), what of it is cross-entropy, of
-    which alone one knows what it is at a guess, and the hits in each half."""
+    """The loss of one batch, ℓ(f(X), y) + ℓ(f(X_h), y) with an attack (equation 14), the cross-entropy by itself, whose
+    value at a guess is known, and the hits in each half."""
     if attack is None:
         loss, logits = (objective or _plain)(model, images, labels)
         entropy = loss.detach() if objective is None else F.cross_entropy(logits.detach(), labels)

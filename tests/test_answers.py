@@ -224,3 +224,19 @@ def test_a_card_says_how_much_a_leak_flatters(pages, world):
     assert '70.0 % of its test images right with `by="patient"` and 80.0 %' in told(*patient, *image)
     assert "(2 trainings" in told(*patient, *image) and "(2 and 1 trainings" in told(*patient, *image[:1])
     assert told(*patient) == told(*image) == "How much, no record says yet."
+
+
+def test_an_aim_stands_beside_every_training_on_the_most_images_once(pages, world):
+    made, losses = record(world.evidence, CHAPTER, ("place",), EVEN), (1.0, 0.5)
+
+    def kept(*accuracies: float, first: int = 0, split: str = "patient", train: int = 100):
+        run = {"dataset": "chest_ct", "model": "tf_efficientnet_lite0", "weights": "imagenet", "split_by": split}
+        about = {"run": run | {"real": True}, "baseline": True, "train": train, "test": 20, "losses": losses}
+        models = [model(first + n, key=f"{split}-{first + n}", accuracy=a, **about) for n, a in enumerate(accuracies)]
+        return replace(made, header=msgspec.structs.replace(made.header, models=models))
+
+    shared, more = kept(0.9, 0.94), kept(0.94, 0.98, first=1)
+    table = pages.aims([shared, more, kept(0.1, first=5, train=50), kept(0.2, first=6, split="image")])
+    assert "| chest_ct | EfficientNet-Lite0 (ImageNet) | accuracy | 3 | 0.92 | 0.940 (0.900 to 0.980) |" in table
+    assert "| reached |" in table and "missed" not in table
+    assert "**missed**" in pages.aims([kept(0.9)]) and "No network was measured yet." in pages.aims([])

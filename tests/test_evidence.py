@@ -183,8 +183,14 @@ def test_a_search_that_finds_something_else_makes_older_records_stale_that_rest_
     assert not why("worst case", commit)
 
 
-def test_every_search_of_the_library_is_known_by_something_in_a_record():
+def test_every_search_is_known_by_something_in_a_record_and_names_a_commit_of_its_own_history():
     assert evidence.FOUND_BY.keys() == worst_case.SINCE.keys()
+    root = Path(__file__).parents[1]
+    shallow = evidence._git(root, "rev-parse", "--is-shallow-repository")
+    if shallow is None or shallow.stdout.strip() != "false":
+        pytest.skip("no git, or not the whole history")
+    for commit in worst_case.SINCE.values():
+        assert evidence._git(root, "merge-base", "--is-ancestor", commit, "HEAD").returncode == 0
 
 
 JOBS = [Job(f"made/fig{n}", "laptop", "missing", 1, seconds) for n, seconds in ((1, 60.0), (2, 120.0), (3, 60.0))]

@@ -513,6 +513,8 @@ def test_which_reading_of_figures_3_and_4_gains_nothing_is_what_the_outcomes_say
             assert row["gain, points"] == base.percent(gain.value, *gain.interval(), sign="+")
             assert (row.iloc[-1] == "yes") == (gain.interval()[1] < 0.05)
             assert (row.iloc[-1] == "no") == (gain.interval()[0] > 0.05)
+    (kept, *_) = records.of(study.RESNET50)  # of real images, where all three answers are given
+    assert set(figures.without_gain(kept).frame.iloc[:, -1]) == {"yes", "no", "open"}
 
 
 def test_every_measured_image_was_held_out(measured):

@@ -315,7 +315,8 @@ def test_the_page_on_benchmarks_shows_ratios_targets_and_what_was_not_measured(w
     )
     text = files["growth.txt"].decode()
     assert "| STBO | 10 queries | 2 | 1 |" in text and "| STBO | 100 queries | *not measured* | 1 |" in text
-    assert "2.0 times off" in text
+    assert "2.0 times off" in text and "Measured: growth (cpu)" in text
+    assert "Measured: alive (cpu)" in files["alive.txt"].decode()
     assert set(files) == {f"{name}.txt" for name in ("agreement", "ratios", "alive", "growth", "plan")}
     told = "| a CNN | 2.00/255 | Square | torchattacks | 9 and 8 of 50 | 2 and 1 | 6.0 | **missed** |"
     assert told in files["agreement.txt"].decode() and "verdicts" not in files["ratios.txt"].decode()

@@ -1,4 +1,4 @@
-"""What benchmarks/results holds, as the page on benchmarks shows it: two tables, two figures, and their words."""
+"""What benchmarks/results holds, as the page on benchmarks shows it: tables, two figures, and their words."""
 
 import json
 from collections.abc import Sequence
@@ -100,7 +100,8 @@ def lives(found: Sequence[Result]) -> str:
         for row in one["about"].get("alive", ()) if one["kind"] == "cpu" else ():
             live = f"{row['live']} of {row['seeds']}"
             lines.append(line(row["what"], live, f"{100 * row['least']:+.1f}", f"{100 * row['median']:+.1f}"))
-    return "\n".join(lines) + "\n" if len(lines) > 2 else "*Not measured.*\n"
+    asked = [one for one in found if one["name"] == "alive" and one["kind"] == "cpu"]
+    return "\n".join(lines) + "\n\n" + sources(asked) if asked else "*Not measured.*\n"
 
 
 def cost(seconds: float) -> str:
@@ -179,7 +180,8 @@ def made(folder: Path) -> dict[str, bytes]:
         texts["ratios"] += f"\n{ratios_figure(rows).html()}\n"
     texts["growth"] = growths(steps) if steps else "*Not measured.*\n"
     if steps:
-        texts["growth"] += f"\n{growth_figure(steps).html()}\n"
+        asked = [one for one in found if one["name"] == "growth" and one["kind"] == "cpu"]
+        texts["growth"] += f"\n{growth_figure(steps).html()}\n\n{sources(asked)}"
     texts["alive"] = lives(found)
     texts["agreement"] = agreement(found)
     counted = folder / "plan.json"

@@ -487,7 +487,6 @@ AIMS = (
     ("chest_xray", "tf_efficientnet_lite0 (imagenet)", "accuracy", 0.94),
     ("busi2", "tf_efficientnet_lite0 (imagenet)", "accuracy", 0.80),
     ("busi", "simple_cnn (scratch)", "accuracy", 0.75),
-    ("busi", "resnet50 (scratch)", "accuracy", 0.75),
     ("busi", "tf_efficientnet_lite0 (imagenet)", "accuracy", 0.75),
     ("cnmc", "tf_efficientnet_lite0 (imagenet)", "AUC", 0.88),
 )

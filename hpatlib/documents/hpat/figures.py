@@ -286,8 +286,10 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
     fall = shown[0].data[shown[0].data[by] == looks[who].label]["value"]
     held = "" if split is None else f", split by {split}"
     asked = o.rows.groupby(["environment", "reading"], observed=True)["image"].nunique()
-    few = "Every search" if asked["H1", "fixed"] == asked["H0", "clean"] else "H1 to H5, and every search"
-    sampled = f" {few}: of a sample; searches of H6 have more queries and images."
+    cells = {"fixed turns of H1 to H5": ("H1", "fixed"), "searches": ("H1", "searched"), "of H6": ("H6", "searched")}
+    few = [told for told, cell in cells.items() if asked[cell] < asked["H0", "clean"]]
+    sampled = f" Of a sample: {', '.join(few)}." if few else ""
+    sampled += " Searches of H6 have more images." if asked["H6", "searched"] > asked["H1", "searched"] else ""
     marked = " Bold: mean over networks that beat answering the largest class; dotted: those that do not."
     return charts.figure(
         shown,
