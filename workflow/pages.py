@@ -543,7 +543,8 @@ def arm(run: Mapping[str, Any]) -> str:
 def doses(found: Sequence[Record]) -> str:
     """How strong each treatment was, over its trainings."""
     grouped: dict[tuple[str, str, str], list[float]] = {}
-    for m in {m.key: m for r in found for m in r.header.models}.values():
+    # One run trained by two versions of the library, whose sums round otherwise, is two trainings.
+    for m in {(m.key, *m.dose.values()): m for r in found for m in r.header.models}.values():
         for name, value in m.dose.items():
             by = (str(m.run.get("dataset", "–")), arm(m.run), DOSES[name])
             grouped.setdefault(by, []).append(100 * value if name == "gain_over_guessing" else value)

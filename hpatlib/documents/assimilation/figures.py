@@ -182,11 +182,10 @@ def survival(record: Record) -> Figure:
         record=record,
         columns=3,
         share="y",
-        caption="Accuracy under the worst of the standard attacks: PGD with restarts, Auto-PGD on two losses, FMN, the "
-        "Square attack, and Auto-PGD made on another training's model. Bars: 95 % intervals over trainings and "
-        f"images; small points: each training. PGD: {s['restarts']} starts; Square: {s['queries']} queries."
-        + l2
-        * " L2: within the length of a change by ε in every pixel, without PGD and Square.",
+        caption="Accuracy under the worst of the standard attacks: PGD with restarts, PGD at smaller ε, Auto-PGD on "
+        "two losses, FMN, the Square attack, and Auto-PGD made on another training's model. Bars: 95 % intervals over "
+        f"trainings and images; small points: each training. PGD: {s['restarts']} starts; Square: {s['queries']} "
+        "queries." + l2 * " L2: within the length of a change by ε in every pixel, without PGD and Square.",
         alt="Dot charts of accuracy under the standard attacks together, a row an ε, a dot a training. Most is left to "
         f"{TRAININGS[best['training']].label} at {best['eps']}: {100 * best['value']:.1f} %.",
     )
