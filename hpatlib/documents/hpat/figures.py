@@ -286,8 +286,8 @@ def robustness(record: Record, *, split: str | None = None) -> Figure:
     fall = shown[0].data[shown[0].data[by] == looks[who].label]["value"]
     held = "" if split is None else f", split by {split}"
     asked = o.rows.groupby(["environment", "reading"], observed=True)["image"].nunique()
-    cells = {"fixed turns of H1 to H5": ("H1", "fixed"), "searches": ("H1", "searched")}
-    few = [told for told, cell in cells.items() if asked[cell] < asked["H0", "clean"]]
+    kinds = {"fixed turns of H1 to H5": ("H1", "fixed"), "searches": ("H1", "searched")}
+    few = [kind for kind, cell in kinds.items() if asked[cell] < asked["H0", "clean"]]
     sampled = f" Of a sample: {', '.join(few)}." if few else ""
     sampled += " Searches of H6 have more images." if asked["H6", "searched"] > asked["H1", "searched"] else ""
     marked = " Bold: mean over networks that beat answering the largest class; dotted: those that do not."
