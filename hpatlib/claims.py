@@ -8,6 +8,8 @@ must be passed before anything is concluded. Verdicts, in this order:
 - *supported*, *contradicted*: the interval lies beyond the threshold after Holm's correction within the document;
 - *near its threshold*: the 90 % interval lies within δ of the threshold (two one-sided tests, Holm's correction again);
 - *inconclusive*: the rest, with what would decide it.
+
+A claim that was written down after the record that judges it is marked, corrected among its like, and counted nowhere.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     It holds when the quantity lies above (``">"``) or below (``"<"``) ``threshold``, or within ``margin`` of it
     (``"="``). ``measure`` names the effect for readers; ``unit``: "points" (hundredths) or a word; ``margin``: δ.
     ``chapter`` is empty for claims about printed numbers alone, which need no run. ``published``: the document's own
-    numbers for it, by their names in ``published.toml``; ``note``: a sentence that readers of its effect should know.
-    They decide nothing and are not part of its hash.
+    numbers for it, by their names in ``published.toml``; ``note``: a sentence that readers of its effect should know;
+    ``ours``: the document does not state it, we ask. They decide nothing and are not part of its hash.
     """
 
     id: str
@@ -62,6 +64,7 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gates: tuple[str, ...] = ()
     published: tuple[str, ...] = ()
     note: str = ""
+    ours: bool = False
 
     @property
     def needs(self) -> str:
@@ -340,17 +343,22 @@ def kind(gate: str) -> str:
 def judge(document: str, chapters: Sequence[str] | None = None) -> list[Judgement]:
     """Every claim of a document (of some chapters, after the correction over all) with its verdict."""
     judged = [_measured(document, claim) for claim in of(document)]
-    # Holm's family: what was measured and may be concluded from.
-    free = [(k, j.claim, j.quantity) for k, j in enumerate(judged) if j.quantity is not None and not j.why]
-    away = _holm([_away(claim, found) for _, claim, found in free])
-    asked = [n for n, (_, claim, _) in enumerate(free) if claim.margin is not None]  # the others have no such test
-    tested = dict(zip(asked, _holm([_near(*free[n][1:]) for n in asked]), strict=True))
-    near = [tested.get(n, 1.0) for n in range(len(free))]
-    for (k, claim, found), far, close in zip(free, away, near, strict=True):
-        verdict = _verdict(claim, found, far, close)
-        uncorrected = _verdict(claim, found, _away(claim, found), _near(claim, found))
-        why = _undecided(claim, found, len(free)) if verdict == "inconclusive" else ""
-        judged[k] = replace(judged[k], verdict=verdict, uncorrected=uncorrected, why=why)
+    for late in (False, True):  # whoever has seen an effect may add its claim, and must not change another's verdict
+        # Holm's family: what was measured and may be concluded from.
+        free = [
+            (k, j.claim, j.quantity)
+            for k, j in enumerate(judged)
+            if j.quantity is not None and not j.why and j.late == late
+        ]
+        away = _holm([_away(claim, found) for _, claim, found in free])
+        asked = [n for n, (_, claim, _) in enumerate(free) if claim.margin is not None]  # the others have no such test
+        tested = dict(zip(asked, _holm([_near(*free[n][1:]) for n in asked]), strict=True))
+        near = [tested.get(n, 1.0) for n in range(len(free))]
+        for (k, claim, found), far, close in zip(free, away, near, strict=True):
+            verdict = _verdict(claim, found, far, close)
+            uncorrected = _verdict(claim, found, _away(claim, found), _near(claim, found))
+            why = _undecided(claim, found, len(free)) if verdict == "inconclusive" else ""
+            judged[k] = replace(judged[k], verdict=verdict, uncorrected=uncorrected, why=why)
     return [j for j in judged if chapters is None or j.claim.chapter in chapters]
 
 
@@ -425,8 +433,8 @@ def ledger(chapter: str | None = None) -> list[Judgement]:
 
 
 def counted(judged: Iterable[Judgement]) -> dict[str, int]:
-    """How many claims have each verdict, in the order of ``VERDICTS``."""
-    given = [j.verdict for j in judged]
+    """How many claims have each verdict, in the order of ``VERDICTS``; of those written down before their records."""
+    given = [j.verdict for j in judged if not j.late]
     return {verdict: given.count(verdict) for verdict in VERDICTS}
 
 

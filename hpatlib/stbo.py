@@ -11,15 +11,19 @@ says what is done here: L18, L20, L21, L22.
 """
 
 import math
+import warnings
 from typing import Literal
 
 import torch
-from gpytorch.kernels import Kernel, MaternKernel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpatlib._model import Loss, check_images, check_whole, check_wholes, held_still, ordinary_tensors
 from hpatlib.spatial import Box, Search, SearchResult, sobol_points, uniform
+
+with warnings.catch_warnings():  # that linear_operator uses torch.jit.script, about which no reader can do anything
+    warnings.simplefilter("ignore", FutureWarning)
+    from gpytorch.kernels import Kernel, MaternKernel
 
 NOISE = 1e-4  # variance of the standardised loss taken for noise: keeps the kernel matrix of close queries invertible
 LENGTHSCALE = 0.1  # of the side of the box

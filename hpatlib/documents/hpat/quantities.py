@@ -176,6 +176,19 @@ def slower(o: Outcomes, *, reading: str) -> Estimate:
     return lost(o, training="Standard", reading=reading) - lost(o, training="Adv_h", reading=reading)
 
 
+def slower_each(o: Outcomes, *, reading: str) -> Least:
+    """Figure 4: the share that standard training loses from H0 to H6, less what each training against one kind of
+    perturbation loses, the least of the three."""
+    standard = lost(o, training="Standard", reading=reading)
+    return least(*(standard - lost(o, training=name, reading=reading) for name in STRATEGIES[1:]))
+
+
+def fallen(o: Outcomes, *, training: str, reading: str) -> Estimate:
+    """Figure 4: by how much of its accuracy in H0 the accuracy of a training falls in H6; what turns right counts."""
+    accuracy = _claimed(o).accuracy
+    return 1 - accuracy[training, "H6", reading] / accuracy[training, *CLEAN.values()]
+
+
 def lead(o: Outcomes, *, reading: str, measure: str) -> Least:
     """Figure 4: by how much hybrid training leads the other strategies in H6, the least of the four."""
     score = _claimed(o).accuracy if measure == "accuracy" else _roi(o)
