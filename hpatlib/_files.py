@@ -84,7 +84,7 @@ def alone(path: Path, waiting: Callable[[str], None] | None = None, *, locks: Pa
     """
     from filelock import FileLock, Timeout
 
-    name = hashlib.blake2b(str(path.expanduser().absolute()).encode(), digest_size=8).hexdigest()
+    name = hashlib.blake2b(str(path.expanduser().resolve()).encode(), digest_size=8).hexdigest()
     lock = (locks or home() / "locks") / f"{name}.lock"
     owner = lock.with_suffix(".owner")
     with storing(lock):

@@ -95,6 +95,18 @@ def stale(record: Record, judged: Iterable[claims.Judgement]) -> str:
     return _behaves_otherwise(record, commit) or _searched_otherwise(record, commit)
 
 
+def unplaced(chapters: Iterable[str], profile: str) -> list[str]:
+    """Chapters whose record names a commit that git does not have here: what has changed since, nobody can tell."""
+    found = []
+    for chapter in chapters:
+        for record in (r for r in records.of(chapter) if r.real and r.header.profile == profile):
+            commit = (record.header.environment.get("commit") or "").removesuffix("-dirty")
+            known = _git(documents.FOLDER, "cat-file", "-e", f"{commit}^{{commit}}") if commit else None
+            if known is None or known.returncode:
+                found.append(chapter)
+    return found
+
+
 def _same(then: Mapping[str, Any], now: Any, record: Record) -> bool:
     """Whether two versions of a profile are one for this record: of a list of networks, those that it asked matter, how
     adversarial trainings and their like are trained where it asked one, and ``why_…`` in the chapters that ask why."""

@@ -58,8 +58,9 @@ class Adversary:
     ``eps``, ``step`` in [0, 1], ``iterations``, ``start``: PGD as in ``attacks.pgd``, none where ``eps`` is 0; one
     step of ``eps`` without a start is FGSM. ``translation`` (± pixels), ``rotation`` (± degrees): the range of STBO
     with ``evaluations`` queries an image, none where that is 0. ``literal`` reads line 8 of Algorithm 1 as printed:
-    STBO after each step, on what the last one left (L15). ``warmup``: in so many epochs of a training, the first ones,
-    all ranges grow in equal steps, and PGD's iterations with them (`at`); the documents have none (L36).
+    STBO after each step, on what the last one left (L15), from a Gaussian start; ``eps`` is no bound then. ``warmup``:
+    in so many epochs of a training, the first ones, all ranges grow in equal steps, and PGD's iterations with them
+    (`at`); the documents have none (L36).
 
     Raises ``ValueError`` where nothing is left to do, or nothing could come of it: a pixel budget without a step, a
     search in a box without room.

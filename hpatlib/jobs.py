@@ -210,6 +210,8 @@ def _speed(gpu: bool) -> Speed:
         for about, train, seconds, device in found:
             if device.startswith("CPU") != gpu and seconds > STARTING / 4:
                 run = runs.from_dict(about)
+                if run.dataset not in data.SOURCES:  # somebody's own images
+                    continue
                 rates.setdefault(run.model, []).append(work(run, round(train / (1 - run.test))) / seconds)
         if rates:
             every = [rate for several in rates.values() for rate in several]

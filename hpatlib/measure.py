@@ -36,6 +36,7 @@ from hpatlib.worst_case import worst_case
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Item = TypeVar("Item")
 BATCH = 64
+SOURCE = source()  # of the code that runs: a checkout may move on while it does
 SUITE = partial(worst_case, iterations=50, restarts=1)  # the worst case's pixel part: what a CPU affords
 
 
@@ -219,8 +220,7 @@ class Study:
     def __init__(self, chapter: str, chosen: Chosen, conditions: Sequence[str]) -> None:
         self.chapter, self.chosen, self.conditions = chapter, chosen, tuple(conditions)
         self.claims = claims.check(chapter)
-        # Of the code that measures, not of what is there at the end.
-        self.environment, self.source = environment(default_device()), source()
+        self.environment = environment(default_device())
         self.parts: list[pd.DataFrame] = []
         self.models: dict[str, Model] = {}
         self.images: dict[str, Images] = {}
@@ -236,7 +236,7 @@ class Study:
         and device and versions: as a rule the key of the model that is asked, which stands for its images too.
         """
         where = self.environment
-        decided = [self.chapter, self.chosen, self.source, where["device"], where["versions"]]
+        decided = [self.chapter, self.chosen, SOURCE, where["device"], where["versions"]]
         for item in items:
             told = repr([*decided, next(self._number), key(item)]).encode()
             path = self._kept / f"{hashlib.blake2b(told, digest_size=8).hexdigest()}.json"

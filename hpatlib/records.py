@@ -217,7 +217,7 @@ def read(path: Path) -> Record:
         raise ValueError(
             f"{path} is not a record of this version ({error}): measure it anew, hpat run … --record"
         ) from error
-    if header.checksum not in ("", _checksum(header)):
+    if header.checksum != _checksum(header):
         raise ValueError(f"{path} was changed after it was written: it does not have the checksum that stands in it")
     beside = path.with_suffix(".parquet")
     if not beside.is_file():

@@ -10,9 +10,10 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -125,7 +126,19 @@ def to_dict(run: Run) -> dict[str, Any]:
 
 def from_dict(plain: dict[str, Any]) -> Run:
     """The run that ``to_dict``, or the "run" of a provenance, describes. Raises ``ValueError`` for anything else."""
-    return msgspec.convert(plain, Run)
+    run = msgspec.convert(plain, Run)
+    _check_names(plain, run)
+    return run
+
+
+def _check_names(plain: Mapping[str, Any], made: Any) -> None:
+    """msgspec takes what a dataclass has no field for, and a misspelt setting would be another run."""
+    known = [field.name for field in fields(made)]
+    if unknown := sorted(plain.keys() - set(known)):
+        raise ValueError(f"{type(made).__name__} has no {', '.join(unknown)}: choose of {', '.join(known)}")
+    for name, value in plain.items():
+        if is_dataclass(part := getattr(made, name)) and isinstance(value, Mapping):
+            _check_names(value, part)
 
 
 @dataclass(frozen=True)
@@ -191,13 +204,17 @@ def train_or_load(
     with torch.random.fork_rng(devices=training.cuda(device)):
         if team.told((stored := _stored(folder, run, train, network)) is None):
             planning.training()
-            with alone(folder) if team.first else nullcontext():
+            with alone(folder, partial(_waiting, run)) if team.first else nullcontext():
                 if team.told((stored := _stored(folder, run, train, network)) is None):
                     stored = _train(folder, run, images, train, test, network, device, team)
         stored = stored or _stored(folder, run, train, network)  # what the first process was a moment late to find
     assert stored is not None
     model, provenance = stored
     return Trained(model.to(device).eval(), train, test, provenance)
+
+
+def _waiting(run: Run, who: str) -> None:
+    print(f"{who} trains {run.model} with seed {run.seed}: waiting for it", file=sys.stderr)
 
 
 def _stored(
@@ -295,7 +312,8 @@ def _train(
         "start": _start(run, network is not None),
         "behaviour": behaviour(run, network is not None),
         "epochs": epochs,
-        "seconds": round(time.perf_counter() - started, 1),
+        # With those of epochs before it was stopped.
+        "seconds": round(max(time.perf_counter() - started, sum(epoch["seconds"] for epoch in epochs)), 1),
         "dose": {},
         **where,
     }
@@ -305,7 +323,7 @@ def _train(
     if team.first:
         write(weights, training.serialise(model.state_dict(), {"key": folder.name}))
         write(about, sealed(provenance))
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)
     return model, provenance
 
 
@@ -430,7 +448,7 @@ def default_device() -> str:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Where a result was computed: device, versions, and the git commit of the library's code (see ``commit``)."""
+    """Where a result was computed: device, versions, and the git commit of the library as it was imported."""
     threads = torch.get_num_threads()
     on_cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else on_cpu
@@ -438,7 +456,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": name,
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
-        "commit": commit(),
+        "commit": COMMIT,
     }
 
 
@@ -460,3 +478,6 @@ def commit() -> str | None:
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+COMMIT = commit()  # of the code that runs: a checkout may move on while it does

@@ -328,6 +328,7 @@ class Search:
         return gradient.mean(dim=0, keepdim=True).expand_as(gradient) if self.together else gradient
 
     def result(self) -> SearchResult:
+        """The highest loss of each image so far and its transform. Raises ``ValueError`` where a loss was NaN."""
         check_losses(self.highest)  # unlike the loss, it remembers a NaN from any of the queries
         s = self.box.place(self.unit)
         return SearchResult(transform(self.images, s), s, self.loss, torch.stack(self.history, dim=1))

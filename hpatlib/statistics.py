@@ -239,12 +239,15 @@ class Least:
         return low, min(part._bound(1 - (1 - level) / 2 / len(self.parts)) for part in self.parts)
 
     def above(self, threshold: float) -> float:
+        """`Estimate.above` of the least: all parts must lie there, so the one that does so least surely decides."""
         return max(part.above(threshold) for part in self.parts)
 
     def below(self, threshold: float) -> float:
+        """`Estimate.below` of the least: one part is enough, after Bonferroni's correction for their number."""
         return min(1.0, len(self.parts) * min(part.below(threshold) for part in self.parts))
 
     def would_decide(self, threshold: float, tail: float = 0.025) -> str:
+        """`Estimate.would_decide` of the part that decides."""
         if self.value > threshold:  # all must lie above it: ask the one that does so least surely
             return max(self.parts, key=lambda part: part.above(threshold)).would_decide(threshold, tail)
         surest = min(self.parts, key=lambda part: part.below(threshold))
@@ -282,12 +285,15 @@ class Greatest:
         return -high, -low
 
     def above(self, threshold: float) -> float:
+        """`Least.below` of the mirror image."""
         return self._mirror.below(-threshold)
 
     def below(self, threshold: float) -> float:
+        """`Least.above` of the mirror image."""
         return self._mirror.above(-threshold)
 
     def would_decide(self, threshold: float, tail: float = 0.025) -> str:
+        """`Least.would_decide` of the mirror image."""
         return self._mirror.would_decide(-threshold, tail)
 
 
@@ -397,6 +403,7 @@ def auc_of(
     """The area under the ROC curve of ``scores [M]`` for ``positive [M]`` in each training, ties counted half.
 
     Influences are DeLong's placements: how many images of the other class each one is ranked on the right side of.
+    Where a class has a single cluster, no interval is finite: nobody knows how others of its like would be ranked.
     NaN counts as missing. Raises ``ValueError`` for infinite scores and where a training lacks one of the classes.
     """
     s, names, row, groups, column = _coded(scores, trainings, clusters)
@@ -415,6 +422,10 @@ def auc_of(
     # The mean of either class is the area.
     up, down = (_pulls(placed[c], row[c], column[c], len(names), len(groups)) for c in (hit, ~hit))
     influence = up + down
+    for each in (hit, ~hit):
+        if len(lone := np.unique(column[each])) == 1:  # whose like nobody knows, as in `mean_of`
+            groups, influence = groups[lone], influence.sum(axis=1, keepdims=True)
+            break
     drawn = None if trainings is None else tuple(names.tolist())
     return Estimate(areas, influence, drawn, groups, min(counts), leaves)
 

@@ -11,7 +11,7 @@ import operator
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -51,7 +51,8 @@ class Recipe:
 
     ``augment``: what happens to each training image each time it is seen, before any attack: ``"flips"``, left and
     right change places half of the time; ``"turns"``, for cells, which have no upright: one of the square's eight
-    symmetries, all equally likely. No pixel gets another value. Raises ``ValueError`` for another one, for counts that
+    symmetries, all equally likely. No pixel gets another value. Examples that were made before the training, as of a
+    static set, are turned as they are. Raises ``ValueError`` for another one, for counts that
     are not whole numbers of at least 1 and for rates that are not positive.
     """
 
@@ -157,8 +158,9 @@ def fit(
     without that image, each time another.
 
     Raises ``ValueError`` for an empty data set, for labels that the model has no class for, for a patience without
-    validation images, for an attack together with an objective, for a loss that is not finite, for a damaged
-    checkpoint, and for a training in which nothing was learned (see ``_check_alive``).
+    validation images, for an attack together with an objective, for a loss that is not finite, for a checkpoint that is
+    damaged or of another recipe, seed or number of images, and for a training in which nothing was learned (see
+    ``_check_alive``).
     """
     if len(data) == 0 or (validation is not None and len(validation) == 0):
         raise ValueError("the training set or the validation set is empty")
@@ -175,7 +177,8 @@ def fit(
     optimizer = torch.optim.Adam(_groups(model, recipe))
     best: dict[str, Tensor] = {}
     alone = len(data) % recipe.batch_size == 1 and _refused_alone(model, data, device, attack, objective)
-    rows = _restore(checkpoint, model, optimizer, best) if checkpoint is not None else []
+    of = f"{replace(recipe, epochs=1)}, seed {seed}, {len(data)} images"  # more epochs go on from fewer
+    rows = _restore(checkpoint, of, model, optimizer, best) if checkpoint is not None else []
     inner = _Step(model, attack, objective)
     step, stepper, backward = team.prepared(inner, optimizer)
     total, initial = recipe.epochs * len(data), len(rows) * len(data)
@@ -224,7 +227,7 @@ def fit(
             if validation is not None and _since_best(rows) == 0:
                 best.update({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
             if checkpoint is not None and team.first:
-                _keep(checkpoint, model, optimizer, rows, best)
+                _keep(checkpoint, of, model, optimizer, rows, best)
     _check_alive(rows, len(rows), data.labels, recipe, halves=1 if attack is None else 2)
     if best:
         model.load_state_dict(best)
@@ -377,6 +380,7 @@ def cuda(device: str | torch.device) -> list[torch.device]:
 
 def _keep(
     path: Path,
+    of: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     rows: list[dict[str, float]],
@@ -387,15 +391,17 @@ def _keep(
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
-    write(path, serialise(tensors, {"rows": json.dumps(rows)}))
+    write(path, serialise(tensors, {"of": of, "rows": json.dumps(rows)}))
 
 
 def _restore(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]
+    path: Path, of: str, model: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]
 ) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     tensors, told = deserialise(path)
+    if (other := told.get("of", of)) != of:  # earlier versions did not say
+        raise ValueError(f"{path} belongs to another training ({other}) than this ({of}): name another file")
     rows = json.loads(told["rows"])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]  # as numbered
     state: dict[int, dict[str, Tensor]] = {}

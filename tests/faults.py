@@ -96,18 +96,20 @@ def put(folder: Path, header: bytes, parquet: bytes, name: str = "laptop-real-se
 
 
 def told(change: Callable[[dict], object], *expected: str, checksum: bool = False) -> Case:
-    """A header that says something else; it has no checksum, as before there was one, but where it is meant to."""
+    """A header that says something else, and whose checksum is of what it says (``checksum``: of what it said)."""
 
     def case(folder: Path) -> str:
         header, parquet = whole_record()
         plain = json.loads(header)
         if not checksum:
-            plain["checksum"] = ""
             plain["models"][0]["run"]["seed"] = 0  # as a run of ours has it
         before = json.dumps(plain)
         plain = change(plain) or plain
         assert plain not in (before.encode(), json.loads(before)), "the case changes nothing"
-        path = put(folder, plain if isinstance(plain, bytes) else json.dumps(plain).encode(), parquet)
+        content = (
+            plain if isinstance(plain, bytes) else json.dumps(plain if checksum else made_up.vouched(plain)).encode()
+        )
+        path = put(folder, content, parquet)
         return refused(lambda: records.read(path), "laptop-real-seed0.json", *expected)
 
     return case
@@ -120,7 +122,7 @@ def shown(change: Callable[[pd.DataFrame], object], *expected: str) -> Case:
         header, parquet = whole_record()
         rows = change(outcomes.decode(parquet))
         content = rows if isinstance(rows, bytes) else outcomes.encode(rows)
-        plain = json.loads(header) | {"checksum": "", "sha256": hashlib.sha256(content).hexdigest()}
+        plain = made_up.vouched(json.loads(header) | {"sha256": hashlib.sha256(content).hexdigest()})
         path = put(folder, json.dumps(plain).encode(), content)
         return refused(lambda: records.read(path), "laptop-real-seed0", *expected)
 

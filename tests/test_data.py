@@ -748,7 +748,7 @@ def test_what_is_drawn_has_no_files(tmp_path):
         lambda: data.even_count("photographs"),
         lambda: data.fetch("photographs", tmp_path),
     ):
-        with pytest.raises(ValueError, match="photographs has no files to read, it is drawn: pass real=False"):
+        with pytest.raises(ValueError, match="photographs has no files: it comes with the library"):
             ask()
     assert "photographs" not in {row["key"] for row in data.status()}
 

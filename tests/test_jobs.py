@@ -148,6 +148,7 @@ def test_a_plan_on_one_device_takes_the_sum_and_on_many_the_longest_of_each_stag
 def test_each_network_has_the_speed_that_its_own_trainings_had(monkeypatch):
     other = replace(RUN, model="other")
     kinds = ((RUN, 100.0), (RUN, 300.0), (RUN, 200.0), (other, 50.0), (other, 1.0))  # the last is too short to tell
+    kinds += ((replace(RUN, dataset="scans"), 900.0),)  # somebody's own images
     data, device = {"train": 100, "test": 50}, "CPU, 1 thread"
     there = [{"run": runs.to_dict(r), "data": data, "seconds": s, "device": device} for r, s in kinds]
     monkeypatch.setattr(runs, "trained", lambda: dict(enumerate(there)))

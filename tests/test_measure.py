@@ -429,7 +429,7 @@ def test_what_decides_a_step_is_part_of_its_name(chosen, trained, other, monkeyp
         step_by_step(chosen, trained, stop=3)
     asked, model, done = chosen, trained, []
     if other == "source":
-        monkeypatch.setattr(measure, "source", lambda: "another library")
+        monkeypatch.setattr(measure, "SOURCE", "another library")
     elif other == "model":
         model = replace(trained, provenance=trained.provenance | {"key": "another"})
     elif other == "settings":

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import CHAPTER, cells, header, model, record
+from made_up import CHAPTER, cells, header, model, record, vouched
 
 from hpatlib import outcomes, records
 from hpatlib.records import Images
@@ -77,8 +77,9 @@ def test_label_and_stamp_say_where_numbers_came_from(made, tmp_path):
 
 
 def changed(path, **fields) -> None:
-    """Write other fields into a record's header, which thus is one from before headers had a checksum."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"checksum": ""} | fields))
+    """Write other fields into a record's header, and the checksum that fits them where they are not about it."""
+    plain = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps(plain if "checksum" in fields else vouched(plain)))
 
 
 def damage(path, content: pd.DataFrame) -> None:

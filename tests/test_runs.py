@@ -139,6 +139,10 @@ def test_runs_are_plain_data_and_back():
     assert runs.to_dict(PLAIN)["recipe"] == {} and "repeat" not in runs.to_dict(PLAIN)
     with pytest.raises(ValueError, match="seed"):
         runs.from_dict({**runs.to_dict(PLAIN), "seed": "one"})
+    with pytest.raises(ValueError, match="Run has no mixBN: choose of dataset"):
+        runs.from_dict({**runs.to_dict(PLAIN), "mixBN": True})
+    with pytest.raises(ValueError, match="Recipe has no epoch: choose of epochs"):
+        runs.from_dict({**runs.to_dict(PLAIN), "recipe": {"epoch": 3}})
 
 
 def test_contradictions_are_refused():
@@ -160,7 +164,7 @@ def test_the_environment_names_the_commit_of_a_checkout_and_of_nothing_else(monk
     if (checkout / ".git").exists():
         assert told["commit"].removesuffix("-dirty").isalnum() and 7 <= len(told["commit"]) <= 46
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "site-packages" / "hpatlib" / "runs.py"))
-    assert runs.environment("cpu")["commit"] is None
+    assert runs.commit() is None
 
 
 def test_changed_code_makes_a_commit_dirty_and_a_renewed_result_does_not(monkeypatch, tmp_path):

@@ -94,6 +94,19 @@ def test_auc_is_scikit_learns_and_its_error_is_delongs():
     assert estimate.error**2 == pytest.approx(delong)
 
 
+def test_an_auc_over_one_patient_of_a_class_has_no_finite_interval():
+    rng = np.random.default_rng(4)
+    training, positive = np.repeat([0, 1, 2], 40), np.tile(np.arange(40) < 20, 3)
+    cluster = np.where(positive, "one patient", np.tile(np.arange(40), 3).astype(str))
+    scores = rng.normal(size=120) + positive
+    for each in (training, None):
+        estimate = auc_of(scores, positive, each, cluster)
+        assert estimate.interval() == (-np.inf, np.inf)
+        swapped = auc_of(-scores, ~positive, each, cluster)
+        assert swapped.value == pytest.approx(estimate.value) and swapped.interval() == (-np.inf, np.inf)
+    assert np.isfinite(auc_of(scores, positive, training, np.tile(np.arange(40), 3)).interval()).all()
+
+
 def test_auc_of_each_training():
     rng = np.random.default_rng(3)
     training, scores, positive = np.repeat([3, 1, 2], 40), rng.normal(size=120), rng.random(120) < 0.5

@@ -244,6 +244,17 @@ def test_a_dead_training_stops_whatever_its_loss_is_made_of_and_a_live_one_does_
         assert row["loss"] == pytest.approx(0.1 * row["cross_entropy"] + 7)
 
 
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    data, checkpoint = bright_or_dark(), tmp_path / "checkpoint.safetensors"
+    fit(tiny(), data, Recipe(epochs=1, batch_size=32), seed=3, checkpoint=checkpoint)
+    kept = checkpoint.read_bytes()
+    for changed in ({"seed": 4}, {"recipe": Recipe(epochs=1, batch_size=32, lr=0.1)}, {"data": data.subset(range(40))}):
+        asked = {"data": data, "recipe": Recipe(epochs=1, batch_size=32), "seed": 3} | changed
+        with pytest.raises(ValueError, match=r"belongs to another training \(.*seed 3, .*name another file"):
+            fit(tiny(), **asked, checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == kept
+
+
 def test_a_checkpoint_does_not_revive_a_dead_training(tmp_path):
     data, steps, model = bright_or_dark(), [], Dead()
     model.register_forward_pre_hook(lambda module, _: steps.append(1) if module.training else None)

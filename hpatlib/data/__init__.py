@@ -273,7 +273,7 @@ def _found(source: Source, part: str, root: Path | str | None) -> tuple[Path, li
 
 def _has_parts(source: Source) -> None:
     if not source.parts:
-        raise ValueError(f"{source.key} has no files to read, it is drawn: pass real=False.")
+        raise ValueError(f"{source.key} has no files: it comes with the library (in Python: real=False).")
 
 
 def _how(source: Source) -> str:

@@ -131,7 +131,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         name = PurePosixPath(member.filename.replace("\\", "/"))
-        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+        if name.is_absolute() or ".." in name.parts or ":" in "".join(name.parts[:1]):
             raise ValueError(f"{archive} would write to {member.filename!r}, outside its folder: do not use it.")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ValueError(f"{archive} holds a link, {member.filename!r}: do not use it.")
