@@ -44,7 +44,8 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A falsifiable sentence about a document, as ``claims.toml`` has it.
 
     It holds when the quantity lies above (``">"``) or below (``"<"``) ``threshold``, or within ``margin`` of it
-    (``"="``). ``measure`` names the effect for readers; ``unit``: "points" (hundredths) or a word; ``margin``: δ.
+    (``"="``). ``measure`` names the effect for readers; ``unit``: "points" or "% of …", for which
+    the effect is a share of 1, or a word; ``margin``: δ.
     ``chapter`` is empty for claims about printed numbers alone, which need no run. ``published``: the document's own
     numbers for it, by their names in ``published.toml``; ``note``: a sentence that readers of its effect should know;
     ``ours``: the document does not state it, we ask. They decide nothing and are not part of its hash.
@@ -74,9 +75,10 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def show(self, value: float, *, sign: bool = False) -> str:
         """A value of the effect as the reader sees it, without its unit."""
-        number = 100 * value if self.unit == "points" else value
+        share = self.unit == "points" or self.unit.startswith("%")
+        number = 100 * value if share else value
         digits = max(0, 2 - math.floor(math.log10(abs(number)))) if 0 < abs(number) < 100 else 1
-        return f"{number:{'+' if sign else ''}.{min(digits, 1 if self.unit == 'points' else 3)}f}".replace("-", "−")
+        return f"{number:{'+' if sign else ''}.{min(digits, 1 if share else 3)}f}".replace("-", "−")
 
 
 @dataclass(frozen=True, eq=False)
@@ -443,7 +445,7 @@ def table(judged: Iterable[Judgement]) -> pd.DataFrame:
     rows = []
     for j in judged:
         verdict = j.verdict if j.verdict == j.uncorrected else f"{j.verdict} ({j.uncorrected} before correction)"
-        verdict += ", a claim written after the record" if j.late else ""
+        verdict += ", written after the record and not counted" if j.late else ""
         rows.append(
             {
                 "claim": f"{j.claim.sentence} ({j.claim.place})",

@@ -120,9 +120,9 @@ def run(
     names: Annotated[list[str], typer.Argument(metavar="CHAPTER…", help="As hpat list names them.")],
     profile: Annotated[Profile, typer.Option(help="How large: see the page on reproducing.")] = Profile.smoke,
     data: Annotated[Data | None, typer.Option(help="Default: the profile's own.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     record: Annotated[bool, typer.Option("--record", help="Write the record to evidence/, to be committed.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder for executed notebooks [runs/chapters].")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for executed notebooks; default: runs/chapters.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Without Jupyter: the record, and no notebook.")] = False,
 ) -> None:
     """Execute chapters with papermill; the executed notebooks and their records land under runs/."""
@@ -287,6 +287,11 @@ def evidence(
         typer.echo(f"{job.chapter:{width}}  {cost}; {job.why}")
     total = work.duration(work.left_over([job.seconds for job in jobs], cores))
     typer.echo(f"{len(jobs)} records to make, about {total} on {cores} cores" if jobs else "every record stands")
+    if unplaced := work.unplaced(asked, profile.value):
+        typer.echo(
+            f"the commits of {', '.join(unplaced)} are not in this clone: whether these records are stale cannot be "
+            "told in full; git fetch --unshallow may bring them"
+        )
     if dry_run or not jobs:
         return
     if not os.environ.get("HPAT_DATA"):
@@ -354,7 +359,7 @@ def book(
     cores: Annotated[int, typer.Option(min=1, help="Chapters at a time.")] = 2,
     chapter: Annotated[list[str] | None, typer.Option(help="Only this one, and no pages; may be repeated.")] = None,
     fan_out: Annotated[bool, typer.Option("--fan-out", help="A job a training first, then a job a chapter.")] = False,
-    executor: Annotated[str | None, typer.Option(help="Where jobs run: slurm, kubernetes …; with --fan-out.")] = None,
+    executor: Annotated[str | None, typer.Option(help="Where: slurm, kubernetes …; implies --fan-out.")] = None,
     gpu: Annotated[bool | None, typer.Option(help="A GPU a job.", show_default="study and paper")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do, and its cost.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say it as JSON.")] = False,
@@ -459,7 +464,7 @@ def _attended(command: list[str], root: Path, environment: dict[str, str], lock:
 
 @app.command()
 def export(
-    output: Annotated[Path | None, typer.Option(help="Folder [book/_static/explorer].")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: book/_static/explorer.")] = None,
 ) -> None:
     """Write what the attack explorer computes with: two networks trained on phantoms, and 24 phantoms."""
     from hpatlib import export as page
@@ -544,14 +549,22 @@ def claims_(
         typer.echo(json.dumps([j.plain() for j in judged], indent=1, ensure_ascii=False))
         return
     width = max((len(j.claim.id) for j in judged), default=0)
+    told = None
     for j in judged:
+        if j.document != told:
+            told = j.document
+            typer.echo(f"# {told}: {documents.about(told)['title']}")
         verdict = j.verdict + (f" ({j.uncorrected} before correction)" if j.uncorrected != j.verdict else "")
-        verdict += ", written after the record" if j.late else ""
+        verdict += ", written after the record and not counted" if j.late else ""
         typer.echo(f"{j.claim.id:{width}}  {verdict}{': ' + j.why if j.why else ''}")
+        typer.echo(f"{'':{width}}  {j.claim.sentence} ({j.claim.place})")
         if j.quantity is not None:
             typer.echo(f"{'':{width}}  {j.effect}; {j.measured_on}")
     counts = [f"{n} {verdict}" for verdict, n in claims.counted(judged).items() if n]
-    typer.echo(f"{len(judged)} claims: {', '.join(counts)}")
+    late = sum(j.late for j in judged)
+    apart = f"; {late} written after their records" if late else ""
+    number = len(judged) - late
+    typer.echo(f"{number} claim{'s' * (number != 1)}: {', '.join(counts) or 'none'}{apart}")
 
 
 @app.command()
@@ -569,7 +582,7 @@ def verify() -> None:
         faults = [str(error)]
     if faults:
         raise _stop("\n".join(faults), 3)
-    contradicted = [j for j in judged if j.verdict == "contradicted"]
+    contradicted = [j for j in judged if j.verdict == "contradicted" and not j.late]
     for j in contradicted:
         typer.echo(f"contradicted: {j.claim.id}: {j.claim.sentence} ({j.effect})")
     typer.echo(f"{len(judged)} claims fit their lock and their records; {len(contradicted)} are contradicted")

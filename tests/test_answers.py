@@ -10,8 +10,9 @@ from typing import ClassVar
 import msgspec
 import pytest
 from made_up import CHAPTER, World, forget, model, record
+from typer.testing import CliRunner
 
-from hpatlib import claims, documents
+from hpatlib import claims, cli, documents
 from hpatlib.documents import hpat
 from hpatlib.documents.hpat import study
 from hpatlib.plots import answers
@@ -64,7 +65,8 @@ class _Tags(html.parser.HTMLParser):
 
 
 def test_the_box_says_verdict_published_ours_basis_and_caveat(world):
-    record(world.evidence, CHAPTER, ("place",), EVEN)
+    known = {"claim-0": "", "claim-1": ""}  # written down before it
+    record(world.evidence, CHAPTER, ("place",), EVEN, claims=known)
     numbers = {"start": {"value": 0.5, "unit": "accuracy"}, "end": {"value": 0.8, "unit": "accuracy"}}
     about = {"title": "A document", "cite": "made2024", "order": 1, "ran": "a larger network"}
     world.write("published", {"document": about, "values": numbers})
@@ -85,6 +87,41 @@ def test_the_box_says_verdict_published_ours_basis_and_caveat(world):
     assert 'id="claim-claim-0"' in found.page
 
 
+def test_what_was_written_after_its_record_is_marked_and_in_no_count(world, pages):
+    record(world.evidence, CHAPTER, ("place",), EVEN, claims={"claim-0": ""})
+    world.rule({}, {"threshold": 0.5}, {"threshold": 0.5, "ours": True})
+    judged = world.judge()
+    assert [j.late for j in judged] == [False, True, True]
+    assert "1 supported of 1 claim; 2 written down after the record, and not counted" in answers.answer(CHAPTER).page
+    assert answers.said(judged[1]).endswith("This claim was written down after its record.")
+    assert answers.place(judged[2]) == "Asked by us; Figure 1"
+    assert pages.sentence(judged) == "Of 1 claim tested, 1 is supported and none contradicted."
+    assert pages.forest({"made": judged}, {CHAPTER: "Figure 1"}).count("<circle") == 2
+    assert "2 written after their records" in CliRunner().invoke(cli.app, ["claims"]).output
+
+
+def test_counts_say_what_was_asked_by_us(world, pages):
+    record(world.evidence, CHAPTER, ("place",), EVEN, claims={f"claim-{number}": "" for number in range(3)})
+    world.rule({}, {"ours": True}, {"threshold": 0.5, "ours": True})
+    assert (
+        pages.sentence(world.judge())
+        == "Of 3 claims tested, 2 are supported (1 asked by us) and 1 contradicted (1 asked by us)."
+    )
+
+
+def test_readings_tell_claims_with_one_sentence_apart(world, pages):
+    record(
+        world.evidence,
+        CHAPTER,
+        ("reading",),
+        {("searched",): 0.6, ("worst",): 0.9},
+        claims={"claim-0": "", "claim-1": ""},
+    )
+    world.rule(*({"quantity": "read", "arguments": {"reading": reading}} for reading in ("searched", "worst")))
+    rows = [pages.claim(j, {}) for j in world.judge()]
+    assert "Search ranges: It rises." in rows[0] and "Worst case: It rises." in rows[1]
+
+
 def test_what_one_search_leaves_is_called_an_upper_bound(world):
     record(world.evidence, CHAPTER, ("reading",), {("searched",): 0.6, ("worst",): 0.9})
     about = {"quantity": "read", "arguments": {"reading": "searched"}, "note": "What it leaves is an upper bound."}
@@ -102,7 +139,10 @@ def test_the_caveat_is_the_gate_that_forbids_an_answer(world):
 def test_without_a_record_the_box_says_so_and_nothing_is_drawn(world):
     world.rule({})
     text = answers.answer(CHAPTER).text
-    assert "no run on real images is on record yet: hpat run made/fig1" in text and "in words, without a number" in text
+    assert (
+        "no run on real images is on record yet: HPAT_DATA=… hpat run made/fig1" in text
+        and "in words, without a number" in text
+    )
     assert answers.real(CHAPTER, lambda record: pytest.fail("nothing to draw")) is None
     assert answers.origin(CHAPTER) is None
 
@@ -133,7 +173,7 @@ def test_every_verdict_has_a_sign_and_a_class_with_a_colour(verdict):
 
 
 def test_the_forest_puts_what_holds_right_of_the_line(world, pages):
-    record(world.evidence, CHAPTER, ("place",), EVEN)
+    record(world.evidence, CHAPTER, ("place",), EVEN, claims={f"claim-{number}": "" for number in range(5)})
     world.rule(
         {},
         {"direction": "<"},
@@ -152,9 +192,13 @@ def test_the_forest_puts_what_holds_right_of_the_line(world, pages):
             assert least > 0
         if j.uncorrected == "contradicted":
             assert most < 0
-    plot = pages.forest({"made": judged})
+    plot = pages.forest({"made": judged}, {CHAPTER: "Figure 1: does it rise?"})
     _Tags(plot)
-    assert plot.count("<circle") == 2 * 5 and 'href="claims.html#claim-0"' in plot
+    assert (
+        plot.count("<circle") == 2 * 5
+        and plot.count('class="chapter">Figure 1<') == 2
+        and 'href="claims.html#claim-0"' in plot
+    )
 
 
 def test_pages_name_every_claim_once_and_close_their_tags(pages):

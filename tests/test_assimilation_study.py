@@ -615,6 +615,14 @@ def test_medical_images_give_way_sooner_where_they_withstand_fewer_octaves():
     o = why_outcomes({"chest_ct": 0.25, "brain_mri": 1, "chest_xray": 0.5, "busi2": 2, "photographs": 2}, "smallest")
     assert quantities.sooner(o).value == pytest.approx((3 + 1 + 2 + 0) / 4)
     assert quantities.sooner_each(o).value == pytest.approx(0)
+    # Of right answers alone, wherever the wrong ones stand.
+    rows = o.rows.assign(label=1, prediction=1)
+    natural = rows[rows["domain"] == "natural"]
+    wrong = natural.assign(image=natural["image"].astype(str) + ", wrong", prediction=0, smallest=1 / 32)
+    o = replace(o, rows=pd.concat([rows, wrong], ignore_index=True))
+    assert quantities.sooner(o).value < 1.5
+    assert quantities.sooner(o, right=True).value == pytest.approx((3 + 1 + 2 + 0) / 4)
+    assert quantities.sooner_each(o, right=True).value == pytest.approx(0)
 
 
 def test_missing_images_of_a_class():

@@ -15,7 +15,7 @@ from made_up import World, forget, record
 from typer.testing import CliRunner
 
 import hpatlib
-from hpatlib import cli, jobs
+from hpatlib import claims, cli, jobs
 from hpatlib._files import home
 
 ROOT = Path(__file__).parents[1]
@@ -289,19 +289,23 @@ def test_claims_are_listed_with_their_verdicts(world):
     done = invoke(cli.app, ["claims"])
     assert done.exit_code == 0
     assert done.output.splitlines() == [
+        "# made: A document",
         "rises      not yet tested: no record of real images",
+        "           It rises. (Figure 1)",
         "elsewhere  not yet tested: no record of real images",
+        "           It rises. (Figure 1)",
         "2 claims: 2 not yet tested",
     ]
-    measured(world)
+    measured(world, claims={"rises": ""})
     lines = invoke(cli.app, ["claims", "--document", "made"]).output.splitlines()
-    assert (
-        lines[0] == "rises      supported, written after the record"
-        and lines[-1] == "2 claims: 1 supported, 1 not yet tested"
-    )
+    assert lines[1] == "rises      supported" and lines[-1] == "2 claims: 1 supported, 1 not yet tested"
     assert re.fullmatch(
-        r" {11}gain \+30\.0( \[.*\])? points; the claim needs > 0\.0 points; cnmc, laptop, .*6 trainings", lines[1]
+        r" {11}gain \+30\.0( \[.*\])? points; the claim needs > 0\.0 points; cnmc, laptop, .*6 trainings", lines[3]
     )
+    measured(world)
+    lines = invoke(cli.app, ["claims"]).output.splitlines()
+    assert lines[1] == "rises      supported, written after the record and not counted"
+    assert lines[-1] == "1 claim: 1 not yet tested; 1 written after their records"
 
 
 def test_claims_as_json_hold_everything(world):
@@ -329,6 +333,8 @@ def test_verify_ends_with_0_10_or_3(world):
     done = invoke(cli.app, ["verify"])
     assert done.exit_code == 3 and "rises: changed after it was written down on " in done.output
     invoke(cli.app, ["claims", "--lock"])
+    assert invoke(cli.app, ["verify"]).exit_code == 0  # written down after its record
+    measured(world, claims=claims.check("made/fig1"))
     done = invoke(cli.app, ["verify"])
     assert done.exit_code == 10 and "contradicted: rises: It rises. (gain +30.0" in done.output
     (world.evidence / "made" / "fig1" / "laptop-real-seed0.parquet").unlink()

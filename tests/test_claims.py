@@ -102,7 +102,7 @@ def test_published_answers_change_only_where_somebody_says_so():
 
 def test_a_chapters_check_is_the_hash_of_its_claims():
     found = claims.check("hpat/fig6_stbo_vs_grid_search")
-    asked = ("curve", "efficiency", "peers", "missed")
+    asked = ("curve", "efficiency", "efficiency-roi", "peers", "missed")
     assert sorted(found) == sorted(f"fig6-{what}-{box}" for box in (30, 180) for what in asked)
     assert found.items() <= {name: lock["hash"] for name, lock in claims.locked("hpat").items()}.items()
     assert claims.check("hpat/nowhere") == {}
@@ -242,6 +242,7 @@ def test_printed_numbers_need_no_record(world):
     [
         (0.1234, "points", "12.3"),
         (-0.1234, "points", "−12.3"),
+        (0.1234, "% of right answers", "12.3"),
         (0.0004, "points", "0.0"),
         (0.1234, "nats", "0.123"),
         (12.34, "nats", "12.3"),
@@ -575,9 +576,9 @@ def test_table_and_plain_data_tell_the_same(world):
     judged = world.judge()
     table = claims.table(judged)
     assert table["verdict"].tolist() == [
-        "supported, a claim written after the record",  # these made-up records know no claim
+        "supported, written after the record and not counted",  # these made-up records know no claim
         "not yet tested: no accuracy at place='later': measured were before; after",
-        "contradicted, a claim written after the record",
+        "contradicted, written after the record and not counted",
     ]
     low, high = judged[0].quantity.interval()
     assert (

@@ -71,12 +71,14 @@ def test_printed_gains_of_mixbn():
 
 def test_the_printed_lead_of_the_proposed_method():
     assert quantities.printed_lead().value == pytest.approx((77.647 - 80.824) / 100)
+    assert quantities.printed_lead_over_networks().value == pytest.approx((77.647 - 84.524) / 100)
 
 
 def test_verdicts_of_the_printed_claims():
     verdicts = {j.claim.id: j.verdict for j in claims.judge("hpat", [""])}
     assert verdicts == {
         "h1-counts": "contradicted",
+        "h8-existing": "contradicted",
         "h5-possible": "contradicted",
         "h6-improves": "contradicted",
         "h7-outperforms": "contradicted",
@@ -130,6 +132,13 @@ def test_quantities_of_figure_4():
         for measure_ in ("accuracy", "ROI"):
             found = quantities.lead(o, reading=reading, measure=measure_)
             assert found.value == pytest.approx(lead) and len(found.parts) == 4
+        # Right answers in H6 are drawn apart, image by image: what turns right counts in one of the two alone.
+        accuracy = o.where(split="patient").accuracy
+        fallen = 1 - accuracy["Adv_h", "H6", reading].value / accuracy["Adv_h", "H0", "clean"].value
+        assert quantities.fallen(o, training="Adv_h", reading=reading).value == pytest.approx(fallen)
+        each = quantities.slower_each(o, reading=reading)
+        losses = [quantities.lost(o, training=name, reading=reading).value for name in ENDS]
+        assert [part.value for part in each.parts] == pytest.approx([losses[0] - lost for lost in losses[1:4]])
         gain = quantities.gain_over(o, training="Adv_h", over="Adv_PGD", reading=reading)
         assert gain.value == pytest.approx(min(0.9, 0.85 + more) - 0.5 - more)
         # Right answers here are among those of H0, so what changes is what is lost.
@@ -245,6 +254,10 @@ def test_the_decline_of_figure_5_is_that_of_the_first_step_on_the_diagonal():
     # Of accuracy, what is lost of the clean one, which need not be 1.
     assert quantities.decline(o, reading="searched").value == pytest.approx(0.5 * 0.15)
     assert quantities.turned(o, eps=1, rotation=30).value == pytest.approx(0.7 - 0.8)
+    last = o.rows["environment"].astype(str).replace("3/255, 90°", "6/255, 180°")
+    assert quantities.falling(replace(o, rows=o.rows.assign(environment=last))).value == pytest.approx(0.8 - 0.1)
+    with pytest.raises(Unmeasured, match="one step alone"):
+        quantities.falling(replace(o, rows=o.rows[~o.rows["environment"].isin(["2/255, 60°", "3/255, 90°"])]))
     coarse = o.rows[~o.rows["environment"].isin(["1/255, 30°", "2/255, 60°"])]
     assert quantities.decline(replace(o, rows=coarse), reading="fixed").value == pytest.approx(0.3)
     with pytest.raises(Unmeasured, match="1/255, 30°"):
@@ -272,6 +285,8 @@ def test_quantities_of_figure_6():
     assert quantities.stm_less_stbo(o, box="30", budgets=[9, 27, 99]).value == pytest.approx(0.6 - 0.55)
     grid = quantities.louder_than_grid(o, box="30")
     assert [part.value for part in grid.parts] == pytest.approx([0.1, 0.05, 0]) and grid.value == pytest.approx(0)
+    kept = quantities.kept_less_than_grid(o, box="30")  # of right answers, which all are before the search
+    assert [part.value for part in kept.parts] == pytest.approx([0.1, 0.05, 0])
     peers = quantities.louder_than_peers(o, box="30")
     assert [part.value for part in peers.parts] == pytest.approx([0.05, 0.15, 0.25, 0.35, 0.45])
     with pytest.raises(Unmeasured, match="no ROI at box='180'"):
@@ -280,6 +295,7 @@ def test_quantities_of_figure_6():
     assert quantities.missed(replace(o, rows=rows[rows["missed"] == 1]), box="30").value == 1
 
 
+MIXED = (("H0", "clean", 0.8), ("H6", "fixed", 0.6), ("H6", "searched", 0.4))
 FIVE = ("split", "training", "branch", "environment", "reading")
 MET = {"Adv_PGD": "noise of H6", "Adv_RT": "rotation and shift of H6", "Adv_h": "H6"}
 GAINS = {"Adv_PGD": 0.05, "Adv_RT": 0.1, "Adv_h": 0.15}
@@ -328,6 +344,12 @@ def test_other_quantities_of_table_2():
     assert quantities.degradation(o, beside=LONGER).value == pytest.approx(0.2)
     assert quantities.flattery(o).value == pytest.approx(0.2)
     assert quantities.useful(o).value == pytest.approx(0.35)
+    adv = {("patient", "Adv_h+MixBN", "adv", place, reading): share for place, reading, share in MIXED}
+    o = table_2(right=adv)
+    # Right and wrong answers of one pattern: those right in H6 are among those right in H0.
+    assert quantities.mixbn_lost(o, reading="fixed").value == pytest.approx(0.2 / 0.8)
+    assert quantities.mixbn_lost(o, reading="searched").value == pytest.approx(0.4 / 0.8)
+    assert quantities.mixbn_roi(o).value == pytest.approx(0.8)
     with pytest.raises(Unmeasured, match="no accuracy at split='image'"):
         quantities.flattery(replace(o, rows=o.rows[o.rows["split"] == "patient"]))
 
@@ -685,7 +707,7 @@ def test_every_figure_is_a_picture_with_words(made, chosen):
     assert (shown[-1].data.groupby("panel")["published"].count() == 5).all()
     # What the figures draw is what the cells hold.
     four = made["hpat/fig4_training_strategies"].outcomes.accuracy
-    rows = shown[3].data.query("panel == 'the worst that STBO finds: accuracy, %'")
+    rows = shown[3].data.query("panel == 'the worst that STBO finds: accuracy, of 1'")
     rows = rows.set_index(["training", "environment"])
     assert rows.loc[("Adv_h", "H0"), "value"] == four["patient", "Adv_h", "H0"].value
     assert rows.loc[("Standard", "H6"), "value"] == four["patient", "Standard", "H6", "searched"].value

@@ -65,7 +65,7 @@ def test_add_a_document(tmp_path):
 
     assert hpat("verify").returncode == 3  # not written down yet
     assert hpat("claims", "--lock").stdout == "written down anew: turns-cost\n"
-    assert hpat("claims", "--document", "turns").stdout.startswith("turns-cost  not yet tested")
+    assert "turns-cost  not yet tested" in hpat("claims", "--document", "turns").stdout
     assert "turns/fig1_turns  Figure 1: what does a turn cost?" in hpat("list").stdout
     ran = hpat("run", "turns/fig1_turns", "--plain", "--profile", "smoke")
     assert ran.returncode == 0, ran.stderr

@@ -334,6 +334,7 @@ def test_changes_and_their_spread():
     spread = np.std(after, ddof=1)
     pseudo = [3 * spread - 2 * np.std(np.delete(after, k), ddof=1) for k in range(3)]
     assert quantities.wider(o, **on).values == pytest.approx(np.array(pseudo))
+    assert quantities.wider(o, test="perturbed", **on).value == pytest.approx(0)
 
 
 def test_smaller_eps_against_the_larger_one():
@@ -401,7 +402,7 @@ def test_the_readings_differ_where_they_should(seeds):
     def untrained(model, data, *rest, checkpoint, **settings):
         seen.append((model.state_dict(), data))
         checkpoint.touch()
-        return [{"loss": 1.0}]
+        return [{"loss": 1.0, "seconds": 0.0}]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "fit", untrained)

@@ -60,14 +60,19 @@ def counts(judged: Sequence[Judgement]) -> str:
 
 def sentence(judged: Sequence[Judgement]) -> str:
     """What became of a document's claims, in one sentence."""
+    judged = [j for j in judged if not j.late]
     n = claims.counted(judged)
     tested = len(judged) - n["not yet tested"]
     if not tested:
         return f"None of {len(judged)} claims has been tested on real images yet."
-    parts = [f"{n[verdict] or 'none'} {verdict}" for verdict in ("supported", "contradicted")]
-    printed = sum(j.verdict == "contradicted" and j.record is None for j in judged)
-    parts[1] += f" ({'all' if printed == n['contradicted'] else printed} by printed numbers alone)" if printed else ""
-    parts += [f"{n['near its threshold']} near its threshold"] if n["near its threshold"] else []
+    parts = []
+    for verdict, verb in (("supported", "is " if n["supported"] < 2 else "are "), ("contradicted", "")):
+        given = [j for j in judged if j.verdict == verdict]
+        kinds = {"asked by us": sum(j.claim.ours for j in given)}
+        kinds["by printed numbers alone"] = sum(j.record is None for j in given)
+        told = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+        parts.append(f"{n[verdict] or 'none'} {verb}{verdict}" + (f" ({told})" if told else ""))
+    parts += [f"{n['near its threshold']} near the threshold"] if n["near its threshold"] else []
     undecided = n["cannot tell"] + n["inconclusive"]
     parts += [f"{undecided} undecided"] if undecided else []
     waiting = f"; {n['not yet tested']} more wait for a run on real images" if n["not yet tested"] else ""
@@ -109,13 +114,13 @@ def beyond(j: Judgement) -> tuple[float, float, float]:
     return side * (value - c.threshold) / half, ends[0], ends[1]
 
 
-def forest(ledger: Mapping[str, Sequence[Judgement]]) -> str:
-    """One row a tested claim: where its effect and its interval lie from its threshold; right of the line, it holds.
-    Drawn twice, for a page and for a phone."""
-    rows = [(d, j) for d, judged in ledger.items() for j in judged if j.quantity is not None]
+def forest(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) -> str:
+    """One row a tested claim, by chapter: where its effect and its interval lie from its threshold, right of which it
+    holds. Drawn twice, for a page and for a phone."""
+    rows = [(d, j) for d, judged in ledger.items() for j in judged if j.quantity is not None and not j.late]
     return (
         '<div class="hpat-figure"><figure class="hpat hpat-forest" id="fig-forest">'
-        f"{_forest(rows, 720, 300, 44, 'wide')}{_forest(rows, 360, 206, 27, 'narrow')}"
+        f"{_forest(rows, names, 720, 300, 44, 'wide')}{_forest(rows, names, 360, 206, 27, 'narrow')}"
         f"<figcaption>All {len(rows)} tested claims: how far the effect (dot) and its 95 % interval (line) lie from "
         "the claim’s threshold, the vertical line, in half-widths of the interval, at most six. "
         "Where the whole line is on one side, the interval decides, unless a gate or the correction for many claims "
@@ -124,22 +129,30 @@ def forest(ledger: Mapping[str, Sequence[Judgement]]) -> str:
     )
 
 
-def _forest(rows: Sequence[tuple[str, Judgement]], wide: int, left: int, letters: int, kind: str) -> str:
+def _forest(
+    rows: Sequence[tuple[str, Judgement]], names: Mapping[str, str], wide: int, left: int, letters: int, kind: str
+) -> str:
     """The plot, ``wide`` px, its names of at most so many letters in the ``left`` px."""
     high, limit = 17, 6.0
 
     def x(z: float) -> float:
         return left + (wide - left - 14) * (max(-limit, min(limit, z)) + limit) / (2 * limit)
 
-    parts, y, before = [], 30, ""
+    parts, y, before, chapter = [], 30, "", None
     for document, j in rows:
         if document != before:
             parts.append(f'<text x="0" y="{y + 12}" class="head">{short(document)}</text>')
-            y, before = y + 22, document
+            y, before, chapter = y + 22, document, None
+        if j.claim.chapter != chapter:
+            chapter = j.claim.chapter
+            told = names[chapter].partition(":")[0] if chapter else "Printed numbers alone"
+            parts.append(f'<text x="0" y="{y + 10}" class="chapter">{html.escape(told)}</text>')
+            y += high
         value, low, top = beyond(j)
         sign, _, verdict = answers.BADGES[j.verdict]
         told = html.escape(f"{j.verdict}: {j.claim.sentence} {answers.said(j)}")
-        name = html.escape(_short(j.claim.measure, letters))
+        name = ": ".join(filter(None, (j.claim.arguments.get("reading", ""), j.claim.measure)))
+        name = html.escape(_short(name, letters))
         parts.append(
             f'<a href="claims.html#{j.claim.id}"><title>{told}</title>'
             f'<rect x="0" y="{y - 3}" width="{wide}" height="{high}" class="row"/>'
@@ -207,6 +220,12 @@ def chapters(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]
     )
 
 
+def _told(j: Judgement) -> str:
+    """A claim's sentence where several claims share it: with its reading, and whether it came late."""
+    told = ": ".join(filter(None, (answers.reading(j.claim).capitalize(), j.claim.sentence)))
+    return told + (" (Written down after its record.)" if j.late else "")
+
+
 def claim(j: Judgement, lock: Mapping[str, Mapping[str, str]]) -> str:
     """A row of the claims page: verdict, sentence, effect; folded below it what it rests on (``lock``: all lines)."""
     written = lock.get(j.claim.id, {})
@@ -223,15 +242,16 @@ def claim(j: Judgement, lock: Mapping[str, Mapping[str, str]]) -> str:
         f"lock: {written.get('hash', '–')}</a>, "
         f"written down on {written.get('written', '–')}"
     )
-    more.append(f"<p>{html.escape(j.claim.place)}. {' · '.join(links)}</p>")
+    more.append(f"<p>{html.escape(answers.place(j))}. {' · '.join(links)}</p>")
     kind = answers.BADGES[j.verdict][2]
     return (
-        f'<details class="hpat-row {kind}" id="{j.claim.id}" data-verdict="{j.verdict}"><summary>'
-        f"{answers.badge(j.verdict)}<span>{html.escape(j.claim.sentence)}</span>{interval(j)}"
+        f'<details class="hpat-row {kind}" id="{j.claim.id}" data-verdict="{LATE if j.late else j.verdict}"><summary>'
+        f"{answers.badge(j.verdict)}<span>{html.escape(_told(j))}</span>{interval(j)}"
         f'<span class="hpat-effect">{html.escape(j.number)}</span></summary>{"".join(more)}</details>'
     )
 
 
+LATE = "written after the record"  # in no count of verdicts
 # Shows the rows that are asked for; without scripts, all are shown.
 FILTER = """<script>
 (() => {
@@ -271,6 +291,8 @@ def page(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) ->
         (sign, _, kind), on = answers.BADGES[v], " checked" if v in decided or not decided else ""
         boxes += f'<label class="{kind}"><input type="checkbox" value="{v}"{on}> <b>{number}</b> {sign} {v}</label>'
 
+    if late := sum(j.late for j in everything):
+        boxes += f'<label><input type="checkbox" value="{LATE}"> <b>{late}</b> {LATE}</label>'
     boxes += "".join(
         f'<label><input type="checkbox" value="{d}" checked> {short(d).partition(":")[0]}</label>' for d in ledger
     )
@@ -321,7 +343,7 @@ def summary(judged: Sequence[Judgement]) -> dict[str, str]:
 def _listed(judged: Iterable[Judgement]) -> str:
     items = [
         f"<li>{answers.badge(j.verdict)} {html.escape(j.claim.sentence)} "
-        + f'<span class="hpat-place">{html.escape(j.claim.place)}.</span> '
+        + f'<span class="hpat-place">{html.escape(answers.place(j))}.</span> '
         + (f"{html.escape(answers.said(j))} " if j.quantity is not None else "")
         + f'<a href="claims.html#{j.claim.id}">Details</a></li>'
         for j in judged
@@ -579,9 +601,9 @@ def spent(found: Sequence[Record]) -> str:
 def undecided(judged: Sequence[Judgement]) -> str:
     """Each claim that was measured and not decided, with its reason."""
     rows = [
-        [f"<a href='claims.html#{j.claim.id}'>{html.escape(j.claim.sentence)}</a>", j.verdict, html.escape(j.why)]
+        [f"<a href='claims.html#{j.claim.id}'>{html.escape(_told(j))}</a>", j.verdict, html.escape(j.why)]
         for j in judged
-        if j.verdict in ("cannot tell", "inconclusive")
+        if j.verdict in ("cannot tell", "inconclusive") and not j.late
     ]
     return table(["claim", "verdict", "why"], rows, "None so far.")
 
@@ -617,7 +639,7 @@ def made(notebooks: Path) -> dict[str, bytes]:
     texts = {
         "counts": _raw(counts(everything)),
         "cards": _raw(cards(ledger)),
-        "forest": _raw(forest(ledger)),
+        "forest": _raw(forest(ledger, names)),
         "chapters": _raw(chapters(ledger, names)),
         "limits": limits(everything),
         "baselines": baselines(found),

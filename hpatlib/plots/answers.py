@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hpatlib import claims, documents, records
-from hpatlib.claims import Judgement
+from hpatlib.claims import Claim, Judgement
 from hpatlib.plots.base import Figure, Table
 from hpatlib.records import Record
 
@@ -24,8 +24,9 @@ BADGES = {
     "inconclusive": ("?", "inconclusive", "open"),
     "not yet tested": ("○", "not yet tested", "untested"),
 }
+READINGS = {"fixed": "fixed transforms", "searched": "search ranges", "worst": "worst case"}
 Shown = TypeVar("Shown", Figure, Table)
-RUN = "hpat run {chapter} --profile laptop --data real --record"
+RUN = "HPAT_DATA=… hpat run {chapter} --profile laptop --data real --record"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def answer(chapter: str) -> Answer:
     facts = [("Published", published(first)), ("Ours", _ours(first)), ("Measured on", basis(first))]
     facts += [("Caveat", caveat(first))]
     rows = "".join(f"<div><dt>{name}</dt><dd>{html.escape(said)}</dd></div>" for name, said in facts if said)
-    others = f"<p>{tally(judged)} on this page{'' if len(judged) == 1 else ', one by one below the figure'}.</p>"
+    below = "below" if records.best(chapter) is None else "below the figure"
+    others = f"<p>On this page{'' if len(judged) == 1 else f', one by one {below}'}: {tally(judged)}.</p>"
     page = (
         f'<div class="hpat-answer {BADGES[first.verdict][2]}" role="group" aria-label="Does it hold?">'
         f"<p>{badge(first.verdict)} {html.escape(first.claim.sentence)}</p><dl>{rows}</dl>{others}</div>"
@@ -75,7 +77,7 @@ def findings(chapter: str) -> Answer:
     judged = claims.ledger(chapter)
     items = "".join(
         f'<li id="claim-{j.claim.id}">{badge(j.verdict)} {html.escape(j.claim.sentence)} '
-        f'<span class="hpat-place">{html.escape(j.claim.place)}.</span> {html.escape(said(j))}</li>'
+        f'<span class="hpat-place">{html.escape(place(j))}.</span> {html.escape(said(j))}</li>'
         for j in judged
     )
     text = "\n".join(f"{BADGES[j.verdict][0]} {j.verdict}: {j.claim.sentence} {said(j)}" for j in judged)
@@ -85,6 +87,17 @@ def findings(chapter: str) -> Answer:
 def origin(chapter: str) -> Table | None:
     """Where the numbers behind the verdicts come from: the stamp of the record of real images; nothing without one."""
     return real(chapter, lambda record: Table(record.stamp(), "The record behind the verdicts."))
+
+
+def place(j: Judgement) -> str:
+    """Where the document says it; of what it does not say, that we ask."""
+    asked = "Asked by us" if j.claim.ours else ""
+    return "; ".join(filter(None, (asked, j.claim.place)))
+
+
+def reading(claim: Claim) -> str:
+    """Which of a document's readings a claim is about, as several may share a sentence; "" where none is named."""
+    return READINGS.get(claim.arguments.get("reading", ""), "")
 
 
 def said(j: Judgement) -> str:
@@ -108,15 +121,24 @@ def said(j: Judgement) -> str:
 def tally(judged: Iterable[Judgement]) -> str:
     """How many claims have each verdict, in words: "2 supported, 1 inconclusive of 3 claims"."""
     judged = list(judged)
-    shown = ", ".join(f"{n} {verdict}" for verdict, n in claims.counted(judged).items() if n)
-    return f"{shown} of {len(judged)} claim{'s' if len(judged) > 1 else ''}"
+    late = sum(j.late for j in judged)
+    number = len(judged) - late
+    shown = ", ".join(f"{n} {verdict}" for verdict, n in claims.counted(judged).items() if n) or "none"
+    apart = f"; {late} written down after the record, and not counted" if late else ""
+    return f"{shown} of {number} claim{'s' * (number != 1)}{apart}"
 
 
 def published(j: Judgement) -> str:
-    """The document's own number for a claim; that it has words only, where it prints none."""
+    """The document's own number for a claim; where it has more than one, or words only, that it has."""
     values = [documents.published(j.document)[key] for key in j.claim.published]
     numbers = [f"{v['value']:g}" if v["value"] > 1 else f"{100 * v['value']:.1f} %" for v in values]
-    return f"{' → '.join(numbers)} ({j.claim.place})" if numbers else f"in words, without a number ({j.claim.place})"
+    if numbers:
+        said = " → ".join(numbers)
+    elif j.claim.ours:
+        said = "not stated"
+    else:
+        said = "a table of numbers" if j.claim.place.startswith("Table") else "in words, without a number"
+    return f"{said} ({j.claim.place})"
 
 
 def _ours(j: Judgement) -> str:
@@ -139,8 +161,9 @@ def basis(j: Judgement) -> str:
     if "group" in rows and j.quantity.n > 1:
         groups = rows[rows["model"].isin(asked)] if asked else rows
         count = groups["group"].nunique()
-        parts.append(f"{j.quantity.n} images a training, {count} patients or groups of near-duplicates in all")
-    parts.append(f"{j.trainings} trainings" if j.trainings else "no training")
+        each = "images a training" if j.trainings else "images of each set" if asked == [] else "images"
+        parts.append(f"{j.quantity.n} {each}, {count} patients or groups of near-duplicates in all")
+    parts.append(f"{j.trainings} trainings" if j.trainings else "no network")
     clean = [header.models[m] for m in asked if header.models[m].accuracy is not None and header.models[m].baseline]
     if clean:
         ours, trivial = (sum(getattr(m, k) or 0 for m in clean) / len(clean) for k in ("accuracy", "trivial"))
@@ -152,10 +175,11 @@ def caveat(j: Judgement) -> str:
     """The one thing to know before the verdict is quoted: the gate or what would decide, else the size of the run."""
     if j.verdict in ("cannot tell", "inconclusive"):
         return f"{j.why[:1].upper()}{j.why[1:]}."
-    if j.record is None:
+    if j.record is None or (j.quantity is not None and not j.quantity.n):  # printed numbers, and counts of files
         return ""
     header, theirs = j.record.header, documents.about(j.document).get("ran", "")
-    nets = ", ".join(dict.fromkeys(m.network for m in header.models))
+    asked = range(len(header.models)) if j.quantity is None else claims.used(j.quantity, j.record)
+    nets = ", ".join(dict.fromkeys(header.models[m].network for m in asked))
     sizes = ", ".join(dict.fromkeys(f"{images.size} px" for images in header.images))
     own = f"{nets} at {sizes}" if nets else f"images of {sizes}"
     return f"{own}, {header.profile} profile" + (f"; the document ran {theirs}." if theirs else ".")

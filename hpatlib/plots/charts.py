@@ -5,6 +5,7 @@ rows it drew: they become the figure's table. Shares are drawn in per cent where
 stay shares.
 """
 
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ RULE: dict[str, Any] = {
     "alpha": 0.7,
     "zorder": 1,
 }  # a value to compare with
+SHARE = re.compile(r", (%|points)$")  # of a label whose axis shows shares, which rows hold as they are
 HEAD = "head of a panel"  # finds its texts again
 
 
@@ -422,8 +424,8 @@ def figure(
 
 
 def _called(panel: Panel) -> pd.DataFrame:
-    """The rows of a panel, which say of which one they are."""
-    data, words = panel.data.copy(), (panel.title, panel.ylabel or panel.xlabel)
+    """The rows of a panel, which say of which one they are, and of what: shares, which its axis shows in per cent."""
+    data, words = panel.data.copy(), (panel.title, SHARE.sub(", of 1", panel.ylabel or panel.xlabel))
     data.insert(0, "panel", ": ".join(filter(None, words)).replace("\n", " "))
     return data
 

@@ -394,8 +394,7 @@ def sizes(record: Record) -> Table:
     return base.table(
         frame.rename(columns=named),
         "Images of each class: on the slides, among the files found and in the most complete copy of the set among "
-        f"them (real data only), and in this profile. {record.header.profile.capitalize()} profile, "
-        f"{record.header.data} data.",
+        "them (real data only), and in this profile.",
         "sizes",
         record,
     )

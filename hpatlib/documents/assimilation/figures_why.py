@@ -99,7 +99,7 @@ def vulnerability(record: Record) -> Figure:
     """Accuracy on clean images, and the octaves of ε that all answers and the right ones withstand, a row a task."""
     o = octaves(record.outcomes)
     right = right_alone(o).mean("octaves")
-    lead, alone = _number(sooner(record.outcomes)), _number(sooner(right_alone(record.outcomes)))
+    lead, alone = _number(sooner(record.outcomes)), _number(sooner(record.outcomes, right=True))
     clean = {"xlabel": "accuracy on clean images, %", "percent": "x", "axes": {"xlim": (-0.03, 1.03)}}
     return charts.figure(
         [
@@ -111,9 +111,9 @@ def vulnerability(record: Record) -> Figure:
         record=record,
         share="y",
         caption="Accuracy, and how large an ε the answers withstand: an octave is a perturbation twice as large; 0 "
-        "is an image that is wrong already or falls below 1/32 of 255. Claims are about all images, in which accuracy "
-        f"counts too: natural ones withstand {lead} octaves more than medical ones on average. Of images that are "
-        f"answered right they withstand {alone} more; no claim was written about that before it was seen. {SAID}",
+        "is an image that is wrong already or falls below 1/32 of 255. Of all images, in which accuracy counts too, "
+        f"natural ones withstand {lead} octaves more than medical ones on average; of those that are answered right, "
+        f"{alone} more, about which no claim was written before it was seen. {SAID}",
         alt="Dot charts of accuracy, and of octaves of ε withstood by all images and by those answered right, a row a "
         f"task. All: {_told(o.mean('octaves'), o)}.",
     )

@@ -76,6 +76,12 @@ def printed_lead() -> Estimate:
     return exact(accuracy["Adv_h+MixBN"] - accuracy["Adv_RT"])
 
 
+def printed_lead_over_networks() -> Least:
+    """L7: the printed accuracy of the proposed method less that of each network of table 1, the least of the five."""
+    proposed = documents.published_table("hpat", "table2")["ACC"]["Adv_h+MixBN"]
+    return least(*(exact(proposed - printed) for printed in documents.published_table("hpat", "table1")["ACC"]))
+
+
 def flipped(o: Outcomes, *, perturbation: str) -> Estimate:
     """Figure 1: the share of correct predictions that a perturbation turns wrong."""
     return o.flipped(perturbation="clean")[perturbation]
@@ -240,8 +246,30 @@ def decline(o: Outcomes, *, reading: str) -> Estimate:
     """
     cells = _on_grid(o, reading)
     start = 0 if reading == "fixed" else cells["Standard", STILL] - cells["Adv_h", STILL]  # ROI starts at 1
-    step = next((c for c in (f"{k}/255, {30 * k}°" for k in range(1, 7)) if ("Adv_h", c) in cells), "1/255, 30°")
+    step = _diagonal(cells)[0]
     return cells["Adv_h", step] - cells["Standard", step] + start
+
+
+def falling(o: Outcomes) -> Estimate:
+    """Figure 5: the ROI of standard training on the first step along the diagonal, 1/255 and one fixed rotation by 30°,
+    less that on the last, 6/255 and 180°."""
+    roi = _on_grid(o, "fixed")
+    if len(steps := _diagonal(roi)) < 2:
+        raise Unmeasured(f"one step alone was measured where noise and rotation rise together: {steps[0]}")
+    return roi["Standard", steps[0]] - roi["Standard", steps[-1]]
+
+
+def _diagonal(cells: Cells) -> list[str]:
+    """The cells of figure 5's grid whose noise and rotation rise together, of those that were measured.
+
+    Raises ``Unmeasured`` where there is none.
+    """
+    found = [c for c in (f"{k}/255, {30 * k}°" for k in range(1, 7)) if ("Standard", c) in cells]
+    if not found:
+        raise Unmeasured(
+            "noise and rotation rise together in no cell that was measured, from 1/255, 30° to 6/255, 180°"
+        )
+    return found
 
 
 def turned(o: Outcomes, *, eps: int, rotation: int) -> Estimate:
@@ -267,6 +295,12 @@ def louder_than_grid(o: Outcomes, *, box: str) -> Least:
     return least(*(loss[box, name, "100"] - loss[box, "STM", "775"] for name in STBO))
 
 
+def kept_less_than_grid(o: Outcomes, *, box: str) -> Least:
+    """Figure 6: ROI under 775 queries of STM less that under 100 of STBO, the least over search seeds."""
+    roi = o.where(box=[box, "none"]).invariance(box="none", method="clean", queries="0")
+    return least(*(roi[box, "STM", "775"] - roi[box, name, "100"] for name in STBO))
+
+
 def louder_than_peers(o: Outcomes, *, box: str) -> Least:
     """Figure 6: mean worst loss after 100 units of STBO less that of each other search, the least of them."""
     loss = o.mean("loss")
@@ -289,6 +323,21 @@ def mixbn_gain(o: Outcomes, *, side: str, measure: str) -> Least:
     score = claimed.accuracy if measure == "accuracy" else claimed.auc
     cells = {name: ("H0", "clean") if side == "clean" else (MET[name], "searched") for name in ABLATED}
     return least(*(score[f"{name}+MixBN", side, *c] - score[name, "shared", *c] for name, c in cells.items()))
+
+
+def mixbn_lost(o: Outcomes, *, reading: str) -> Estimate:
+    """Figure 4 read as trained with MixBN (L37): the share of its right answers in H0 that hybrid training loses in H6,
+    all of them through the adversarial branch."""
+    return _hybrid_mixbn(o).flipped(**CLEAN)["H6", reading]
+
+
+def mixbn_roi(o: Outcomes) -> Estimate:
+    """The same, the ROI in the fixed H6."""
+    return _hybrid_mixbn(o).invariance(**CLEAN)["H6", "fixed"]
+
+
+def _hybrid_mixbn(o: Outcomes) -> Outcomes:
+    return _claimed(o).where(training="Adv_h+MixBN", branch="adv")
 
 
 def degradation(o: Outcomes, *, beside: str) -> Estimate:
