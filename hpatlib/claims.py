@@ -9,7 +9,8 @@ must be passed before anything is concluded. Verdicts, in this order:
 - *near its threshold*: the 90 % interval lies within δ of the threshold (two one-sided tests, Holm's correction again);
 - *inconclusive*: the rest, with what would decide it.
 
-A claim that was written down after the record that judges it is marked, corrected among its like, and counted nowhere.
+A claim that was written down after what judges it had been measured is late: it is marked, corrected among its like,
+and counted nowhere. The same models measured once more do not change that; other trainings do.
 """
 
 from __future__ import annotations
@@ -83,7 +84,10 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """A claim, what was measured, the verdict after and before correction, and ``why``: the gate, or what lacks."""
+    """A claim, what was measured, the verdict after and before correction, and ``why``: the gate, or what lacks.
+
+    ``late``: whether it was written down after the models that judge it had been measured.
+    """
 
     document: str
     claim: Claim
@@ -92,6 +96,7 @@ class Judgement:
     quantity: Quantity | None
     record: Record | None
     why: str
+    late: bool = False
 
     @property
     def number(self) -> str:
@@ -111,11 +116,6 @@ class Judgement:
         return f"{self.claim.measure} {self.number}; the claim needs {self.claim.needs}"
 
     @property
-    def late(self) -> bool:
-        """Whether the claim was written down after the record that judges it was measured."""
-        return self.quantity is not None and self.record is not None and self.claim.id not in self.record.header.claims
-
-    @property
     def trainings(self) -> int:
         return len(self.quantity.trainings or ()) if self.quantity is not None else 0
 
@@ -131,7 +131,7 @@ class Judgement:
         sets = dict.fromkeys(images.name for images in self.record.header.images)
         parts = [", ".join(sets), self.record.header.profile, ", ".join(nets)]
         parts += [f"n = {self.quantity.n}"] if self.quantity.n > 1 else []
-        parts += [f"{self.trainings} trainings" if self.trainings else "no training"]
+        parts += [f"{self.trainings} trainings" if self.trainings else "no network"]
         return ", ".join(filter(None, parts))
 
     def plain(self) -> dict[str, Any]:
@@ -145,6 +145,7 @@ class Judgement:
         c = self.claim
         about = {"id": c.id, "document": self.document, "chapter": c.chapter, "place": c.place, "sentence": c.sentence}
         rule = {"measure": c.measure, "direction": c.direction, "threshold": c.threshold, "unit": c.unit}
+        about |= {"ours": c.ours, "note": c.note}
         verdict = {"verdict": self.verdict, "uncorrected": self.uncorrected, "why": self.why, "late": self.late}
         return about | verdict | rule | {"margin": c.margin} | number | {"trainings": self.trainings}
 
@@ -378,8 +379,17 @@ def _measured(document: str, claim: Claim) -> Judgement:
     reasons = [GATES[kind(gate)](found, record, numbers[gate]) for gate in claim.gates]
     if record is not None:
         reasons.append(_alike(found, _edge(claim, found)))
-    why = next(filter(None, reasons), "")
-    return Judgement(document, claim, "cannot tell", "cannot tell", found, record, why)
+    why, late = next(filter(None, reasons), ""), False
+    if record is not None:
+        seen = locked(document).get(claim.id, {}).get("seen")
+        late = claim.id not in record.header.claims or seen == _measured_from(record)
+    return Judgement(document, claim, "cannot tell", "cannot tell", found, record, why, late)
+
+
+def _measured_from(record: Record) -> str:
+    """Sixteen hexadecimal digits that follow from the models and the images of a record, whenever it was made."""
+    told = sorted([m.key for m in record.header.models] + [i.fingerprint for i in record.header.images])
+    return hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
 
 
 def _edge(claim: Claim, found: Quantity) -> float:
@@ -448,7 +458,7 @@ def table(judged: Iterable[Judgement]) -> pd.DataFrame:
         verdict += ", written after the record and not counted" if j.late else ""
         rows.append(
             {
-                "claim": f"{j.claim.sentence} ({j.claim.place})",
+                "claim": f"{j.claim.sentence} ({'asked by us; ' if j.claim.ours else ''}{j.claim.place})",
                 "verdict": verdict + (f": {j.why}" if j.why else ""),
                 "effect [95 % interval]": j.effect,
                 "measured on": j.measured_on,
@@ -458,7 +468,8 @@ def table(judged: Iterable[Judgement]) -> pd.DataFrame:
 
 
 def locked(document: str) -> dict[str, dict[str, str]]:
-    """The lock of a document: claim id → its hash, and the day it was written down."""
+    """The lock of a document: claim id → its hash, the day it was written down, and what could have been ``seen`` then:
+    the models and images of a record that had what it needs, as sixteen digits."""
     path = documents.FOLDER / document / "claims.lock"
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
@@ -474,10 +485,20 @@ def lock() -> list[str]:
             if before.get(claim.id, {}).get("hash") != now:
                 changed.append(claim.id)
             same = before.get(claim.id, {}).get("hash") == now
-            after[claim.id] = before[claim.id] if same else {"hash": now, "written": today}
+            after[claim.id] = before[claim.id] if same else {"hash": now, "written": today} | _seen(document, claim)
         content = json.dumps(after, indent=1, ensure_ascii=False) + "\n"
         write(documents.FOLDER / document / "claims.lock", content.encode())
     return changed
+
+
+def _seen(document: str, claim: Claim) -> dict[str, str]:
+    record = records.best(claim.chapter) if claim.chapter else None
+    try:
+        if record is not None and quantity(document, claim, record.outcomes) is not None:
+            return {"seen": _measured_from(record)}
+    except Unmeasured:
+        pass
+    return {}
 
 
 def tampered() -> list[str]:

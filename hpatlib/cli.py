@@ -289,8 +289,8 @@ def evidence(
     typer.echo(f"{len(jobs)} records to make, about {total} on {cores} cores" if jobs else "every record stands")
     if unplaced := work.unplaced(asked, profile.value):
         typer.echo(
-            f"the commits of {', '.join(unplaced)} are not in this clone: whether these records are stale cannot be "
-            "told in full; git fetch --unshallow may bring them"
+            f"{', '.join(unplaced)}: records of no commit, or of none in this clone; whether they are stale cannot be "
+            "told in full (git fetch --unshallow may bring a commit)"
         )
     if dry_run or not jobs:
         return
@@ -557,7 +557,7 @@ def claims_(
         verdict = j.verdict + (f" ({j.uncorrected} before correction)" if j.uncorrected != j.verdict else "")
         verdict += ", written after the record and not counted" if j.late else ""
         typer.echo(f"{j.claim.id:{width}}  {verdict}{': ' + j.why if j.why else ''}")
-        typer.echo(f"{'':{width}}  {j.claim.sentence} ({j.claim.place})")
+        typer.echo(f"{'':{width}}  {j.claim.sentence} ({'asked by us; ' if j.claim.ours else ''}{j.claim.place})")
         if j.quantity is not None:
             typer.echo(f"{'':{width}}  {j.effect}; {j.measured_on}")
     counts = [f"{n} {verdict}" for verdict, n in claims.counted(judged).items() if n]
@@ -585,7 +585,9 @@ def verify() -> None:
     contradicted = [j for j in judged if j.verdict == "contradicted" and not j.late]
     for j in contradicted:
         typer.echo(f"contradicted: {j.claim.id}: {j.claim.sentence} ({j.effect})")
-    typer.echo(f"{len(judged)} claims fit their lock and their records; {len(contradicted)} are contradicted")
+    late = sum(j.late for j in judged)
+    apart = f" ({late} were written after their records, and are not counted)" if late else ""
+    typer.echo(f"{len(judged)} claims fit their lock and their records{apart}; {len(contradicted)} are contradicted")
     raise typer.Exit(10 if contradicted else 0)
 
 

@@ -68,7 +68,7 @@ def plan(chapters: Mapping[str, Path], profile: str, costs: Mapping[str, float] 
         found = next((r for r in records.of(chapter) if r.real and r.header.profile == profile), None)
         why = "missing" if found is None else stale(found, own)
         if why:
-            count = sum(j.verdict not in DECIDED for j in own)
+            count = sum(j.verdict not in DECIDED and not j.late for j in own)
             seconds = estimate(source, profile, found) if costs is None else costs[chapter]
             jobs.append(Job(chapter, profile, why, count, seconds))
     return sorted(jobs, key=lambda job: (-job.open_claims / max(job.seconds, 1), job.seconds, job.chapter))
@@ -96,15 +96,15 @@ def stale(record: Record, judged: Iterable[claims.Judgement]) -> str:
 
 
 def unplaced(chapters: Iterable[str], profile: str) -> list[str]:
-    """Chapters whose record names a commit that git does not have here: what has changed since, nobody can tell."""
-    found = []
+    """Chapters with a record of no commit, or of none that git has here: what has changed since, nobody can tell."""
+    found: dict[str, None] = {}
     for chapter in chapters:
         for record in (r for r in records.of(chapter) if r.real and r.header.profile == profile):
             commit = (record.header.environment.get("commit") or "").removesuffix("-dirty")
             known = _git(documents.FOLDER, "cat-file", "-e", f"{commit}^{{commit}}") if commit else None
             if known is None or known.returncode:
-                found.append(chapter)
-    return found
+                found[chapter] = None
+    return list(found)
 
 
 def _same(then: Mapping[str, Any], now: Any, record: Record) -> bool:

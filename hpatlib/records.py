@@ -77,7 +77,7 @@ class Images(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Provenance of a record. ``claims``: the hash of each claim as it stood when this was measured; ``tables``: small
     tidy tables that belong to no image; ``sha256``: of the Parquet file beside it; ``checksum``: of all the rest of the
-    header ("" in records that were made before there was one)."""
+    header."""
 
     chapter: str
     profile: str
@@ -217,6 +217,8 @@ def read(path: Path) -> Record:
         raise ValueError(
             f"{path} is not a record of this version ({error}): measure it anew, hpat run … --record"
         ) from error
+    if not header.checksum:
+        raise ValueError(f"{path} has no checksum, as records of earlier versions: measure it anew")
     if header.checksum != _checksum(header):
         raise ValueError(f"{path} was changed after it was written: it does not have the checksum that stands in it")
     beside = path.with_suffix(".parquet")

@@ -423,7 +423,8 @@ def auc_of(
     up, down = (_pulls(placed[c], row[c], column[c], len(names), len(groups)) for c in (hit, ~hit))
     influence = up + down
     for each in (hit, ~hit):
-        if len(lone := np.unique(column[each])) == 1:  # whose like nobody knows, as in `mean_of`
+        # Its like nobody knows, and unlike in `mean_of` the other class cannot stand in for it.
+        if len(lone := np.unique(column[each])) == 1:
             groups, influence = groups[lone], influence.sum(axis=1, keepdims=True)
             break
     drawn = None if trainings is None else tuple(names.tolist())

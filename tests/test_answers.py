@@ -17,6 +17,7 @@ from hpatlib.documents import hpat
 from hpatlib.documents.hpat import study
 from hpatlib.plots import answers
 from hpatlib.runs import to_dict
+from hpatlib.statistics import exact
 
 ROOT = Path(__file__).parents[1]
 EVEN = {("before",): 0.6, ("after",): 0.9}
@@ -24,6 +25,7 @@ QUANTITIES = {
     "gain": lambda o: o.accuracy["after"] - o.accuracy["before"],
     "share": lambda o, *, place: o.accuracy[place],
     "read": lambda o, *, reading: o.accuracy[reading],
+    "printed": lambda: exact(1.0),
 }
 
 
@@ -103,10 +105,11 @@ def test_what_was_written_after_its_record_is_marked_and_in_no_count(world, page
 def test_counts_say_what_was_asked_by_us(world, pages):
     record(world.evidence, CHAPTER, ("place",), EVEN, claims={f"claim-{number}": "" for number in range(3)})
     world.rule({}, {"ours": True}, {"threshold": 0.5, "ours": True})
-    assert (
-        pages.sentence(world.judge())
-        == "Of 3 claims tested, 2 are supported (1 asked by us) and 1 contradicted (1 asked by us)."
-    )
+    told = "Of 3 claims tested, 2 are supported (1 asked by us) and 1 contradicted (1 asked by us)."
+    assert pages.sentence(world.judge()) == told
+    world.rule({"chapter": "", "quantity": "printed", "direction": "<", "ours": True})
+    told = "Of 1 claim tested, none is supported and 1 contradicted (1 by printed numbers alone)."
+    assert pages.sentence(world.judge()) == told  # once, whatever else it is
 
 
 def test_readings_tell_claims_with_one_sentence_apart(world, pages):
@@ -119,7 +122,7 @@ def test_readings_tell_claims_with_one_sentence_apart(world, pages):
     )
     world.rule(*({"quantity": "read", "arguments": {"reading": reading}} for reading in ("searched", "worst")))
     rows = [pages.claim(j, {}) for j in world.judge()]
-    assert "Search ranges: It rises." in rows[0] and "Worst case: It rises." in rows[1]
+    assert "Searched: It rises." in rows[0] and "Worst case: It rises." in rows[1]
 
 
 def test_what_one_search_leaves_is_called_an_upper_bound(world):

@@ -567,6 +567,42 @@ def test_the_first_gate_that_is_not_passed_is_named(world):
     assert [j.why.split()[1] for j in world.judge()] == ["trainings,", "of"]
 
 
+# Claims that came after their records.
+
+
+def test_a_claim_stays_late_for_the_same_models_and_not_for_others(world):
+    world.rule({})
+    record(world.evidence, CHAPTER, PLACES, EVEN)
+    assert claims.lock() == ["claim-0"] and world.judge()[0].late
+    seen = world.lock()["claim-0"]["seen"]
+    # Measured once more, from the same models: the record knows the claim now, and so did who wrote it the effect.
+    record(world.evidence, CHAPTER, PLACES, EVEN, claims=claims.check(CHAPTER))
+    assert world.judge()[0].late and claims.counted(world.judge())["supported"] == 0
+    record(world.evidence, CHAPTER, PLACES, EVEN, trainings=7, claims=claims.check(CHAPTER))
+    assert not world.judge()[0].late and claims.counted(world.judge())["supported"] == 1
+    assert claims.lock() == [] and world.lock()["claim-0"]["seen"] == seen
+
+
+def test_a_claim_that_no_record_could_judge_has_seen_nothing(world):
+    printed = {"chapter": "", "quantity": "printed", "arguments": {"value": 1.0}}
+    world.rule({}, {"quantity": "share", "arguments": {"place": "later"}}, printed)
+    record(world.evidence, CHAPTER, PLACES, EVEN)
+    claims.lock()
+    assert ["seen" in world.lock()[f"claim-{number}"] for number in range(3)] == [True, False, False]
+
+
+def test_late_claims_change_no_verdict_of_the_others(world):
+    """Holm's correction is among those on time, whatever is added afterwards."""
+    world.rule({})
+    record(world.evidence, CHAPTER, PLACES, EVEN)
+    edge = world.judge()[0].quantity.interval(0.99)[0] - 1e-6  # p = 0.01
+    world.rule({"threshold": edge}, *({"threshold": 0.29} for _ in range(40)))
+    for on_time, expected in ((41, "inconclusive"), (1, "supported")):
+        record(world.evidence, CHAPTER, PLACES, EVEN, claims={f"claim-{number}": "" for number in range(on_time)})
+        judged = world.judge()
+        assert sum(j.late for j in judged) == 41 - on_time and judged[0].verdict == expected
+
+
 # What readers get.
 
 

@@ -161,6 +161,18 @@ def test_a_changed_profile_and_changed_behaviour_make_a_record_stale(world, comm
     assert "its runs are none of this version" in next(job.why for job in plan(world) if job.chapter == "made/fig1")
 
 
+def test_records_of_commits_that_are_not_here_are_named_once(world, commit):
+    for chapter, told, seed in (
+        ("made/fig1", commit, 0),
+        ("made/fig1", commit[:7] + "-dirty", 1),
+        ("made/fig2", None, 0),
+    ):
+        measured(world, chapter, environment={"device": "CPU", "versions": {}, "commit": told}, seed=seed)
+    for seed in (0, 1):
+        measured(world, "made/fig3", environment={"device": "CPU", "versions": {}, "commit": "abc"}, seed=seed)
+    assert evidence.unplaced(["made/fig1", "made/fig2", "made/fig3"], "laptop") == ["made/fig2", "made/fig3"]
+
+
 def test_a_search_that_finds_something_else_makes_older_records_stale_that_rest_on_it(world, commit, monkeypatch):
     path = Path(runs.__file__).with_name("worst_case.py")
     monkeypatch.setattr(worst_case, "__file__", str(path))
@@ -235,7 +247,7 @@ def test_the_command_makes_what_is_missing_and_ends_with_1_where_one_failed(worl
     done = invoke(cli.app, ["evidence", "made/fig1", "made/fig2"])
     first, second = done.output.splitlines()
     assert done.exit_code == 0 and first == "every record stands"
-    assert second.startswith("the commits of made/fig1, made/fig2 are not in this clone")  # made-up records name none
+    assert second.startswith("made/fig1, made/fig2: records of no commit, or of none in this clone")
     assert invoke(cli.app, ["evidence", "made/fig9"]).exit_code == 2
     monkeypatch.delenv("HPAT_DATA")
     assert "set HPAT_DATA" in invoke(cli.app, ["evidence"]).output

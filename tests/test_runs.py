@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hpatlib import attacks, models, runs, training
+from hpatlib._files import alone
 from hpatlib.assimilation import Objective
 from hpatlib.data import ImageSet
 from hpatlib.data.images import fingerprint
@@ -157,6 +158,14 @@ def test_contradictions_are_refused():
             replace(PLAIN, **change)
 
 
+def test_a_lock_is_one_by_whatever_link_its_folder_is_reached(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for way in ("real", "link"):
+        with alone(tmp_path / way / "model", locks=tmp_path / "locks"):
+            assert len(list((tmp_path / "locks").glob("*.lock"))) == 1
+
+
 def test_the_environment_names_the_commit_of_a_checkout_and_of_nothing_else(monkeypatch, tmp_path):
     checkout = Path(runs.__file__).parents[1]
     told = runs.environment("cpu")
@@ -165,6 +174,7 @@ def test_the_environment_names_the_commit_of_a_checkout_and_of_nothing_else(monk
         assert told["commit"].removesuffix("-dirty").isalnum() and 7 <= len(told["commit"]) <= 46
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "site-packages" / "hpatlib" / "runs.py"))
     assert runs.commit() is None
+    assert runs.environment("cpu") == told  # of the code that was imported, whatever the disk has now
 
 
 def test_changed_code_makes_a_commit_dirty_and_a_renewed_result_does_not(monkeypatch, tmp_path):
@@ -376,6 +386,10 @@ def test_a_killed_training_of_ones_own_resumes(monkeypatch, tmp_path):
     resumed = train_or_load(run, **arguments)
     assert steps == 8 and calls.count(True) == 4
     assert same(whole.model, resumed.model)
+    told = resumed.provenance
+    assert (
+        told["seconds"] >= sum(epoch["seconds"] for epoch in told["epochs"]) - 0.05
+    )  # those before it was killed, too
 
 
 def test_images_are_those_that_the_run_states(monkeypatch, tmp_path):

@@ -55,7 +55,8 @@ def counts(judged: Sequence[Judgement]) -> str:
         f'<li class="{answers.BADGES[v][2]}"><b>{n}</b> <span aria-hidden="true">{answers.BADGES[v][0]}</span> {v}</li>'
         for v, n in claims.counted(judged).items()
     )
-    return f'<ul class="hpat-counts" aria-label="{len(judged)} claims by verdict">{shown}</ul>'
+    number = sum(not j.late for j in judged)
+    return f'<ul class="hpat-counts" aria-label="{number} claims by verdict">{shown}</ul>'
 
 
 def sentence(judged: Sequence[Judgement]) -> str:
@@ -68,8 +69,8 @@ def sentence(judged: Sequence[Judgement]) -> str:
     parts = []
     for verdict, verb in (("supported", "is " if n["supported"] < 2 else "are "), ("contradicted", "")):
         given = [j for j in judged if j.verdict == verdict]
-        kinds = {"asked by us": sum(j.claim.ours for j in given)}
-        kinds["by printed numbers alone"] = sum(j.record is None for j in given)
+        kinds = {"by printed numbers alone": sum(j.record is None for j in given)}
+        kinds["asked by us"] = sum(j.claim.ours and j.record is not None for j in given)
         told = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
         parts.append(f"{n[verdict] or 'none'} {verb}{verdict}" + (f" ({told})" if told else ""))
     parts += [f"{n['near its threshold']} near the threshold"] if n["near its threshold"] else []
@@ -121,7 +122,8 @@ def forest(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) 
     return (
         '<div class="hpat-figure"><figure class="hpat hpat-forest" id="fig-forest">'
         f"{_forest(rows, names, 720, 300, 44, 'wide')}{_forest(rows, names, 360, 206, 27, 'narrow')}"
-        f"<figcaption>All {len(rows)} tested claims: how far the effect (dot) and its 95 % interval (line) lie from "
+        f"<figcaption>All {len(rows)} tested claims but those written after their records: "
+        "how far the effect (dot) and its 95 % interval (line) lie from "
         "the claim’s threshold, the vertical line, in half-widths of the interval, at most six. "
         "Where the whole line is on one side, the interval decides, unless a gate or the correction for many claims "
         "forbids it: the sign beside the name is the verdict. "
@@ -145,13 +147,15 @@ def _forest(
             y, before, chapter = y + 22, document, None
         if j.claim.chapter != chapter:
             chapter = j.claim.chapter
-            told = names[chapter].partition(":")[0] if chapter else "Printed numbers alone"
+            told = names[chapter] if chapter else "Printed numbers alone"
+            if sum(name.startswith(f"{told.partition(':')[0]}:") for name in names.values()) == 1:
+                told = told.partition(":")[0]
             parts.append(f'<text x="0" y="{y + 10}" class="chapter">{html.escape(told)}</text>')
             y += high
         value, low, top = beyond(j)
         sign, _, verdict = answers.BADGES[j.verdict]
         told = html.escape(f"{j.verdict}: {j.claim.sentence} {answers.said(j)}")
-        name = ": ".join(filter(None, (j.claim.arguments.get("reading", ""), j.claim.measure)))
+        name = ": ".join(filter(None, (answers.reading(j.claim), j.claim.measure)))
         name = html.escape(_short(name, letters))
         parts.append(
             f'<a href="claims.html#{j.claim.id}"><title>{told}</title>'
@@ -299,7 +303,8 @@ def page(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) ->
     parts = [
         "# The claims, and what became of them",
         "Each line is a sentence of ours about a published result, with a threshold that it can fail, written down "
-        "before the run that judges it.\nVerdicts are computed from the committed records of runs on real images "
+        "before the run that judges it; where it was not, the line says so, and no count has it.\n"
+        "Verdicts are computed from the committed records of runs on real images "
         "whenever this page is built ({ref}`how <verdicts>`).",
         _raw(
             f"<noscript>{counts(everything)}</noscript>"
@@ -342,11 +347,11 @@ def summary(judged: Sequence[Judgement]) -> dict[str, str]:
 
 def _listed(judged: Iterable[Judgement]) -> str:
     items = [
-        f"<li>{answers.badge(j.verdict)} {html.escape(j.claim.sentence)} "
+        f"<li>{answers.badge(j.verdict)} {html.escape(_told(j))} "
         + f'<span class="hpat-place">{html.escape(answers.place(j))}.</span> '
         + (f"{html.escape(answers.said(j))} " if j.quantity is not None else "")
         + f'<a href="claims.html#{j.claim.id}">Details</a></li>'
-        for j in judged
+        for j in sorted(judged, key=lambda j: j.late)
     ]
     return f'<ul class="hpat-findings">{"".join(items)}</ul>' if items else "<p>None so far.</p>"
 

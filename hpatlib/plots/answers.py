@@ -24,7 +24,7 @@ BADGES = {
     "inconclusive": ("?", "inconclusive", "open"),
     "not yet tested": ("○", "not yet tested", "untested"),
 }
-READINGS = {"fixed": "fixed transforms", "searched": "search ranges", "worst": "worst case"}
+READINGS = {"fixed": "fixed", "searched": "searched", "worst": "worst case"}
 Shown = TypeVar("Shown", Figure, Table)
 RUN = "HPAT_DATA=… hpat run {chapter} --profile laptop --data real --record"
 
@@ -80,7 +80,7 @@ def findings(chapter: str) -> Answer:
         f'<span class="hpat-place">{html.escape(place(j))}.</span> {html.escape(said(j))}</li>'
         for j in judged
     )
-    text = "\n".join(f"{BADGES[j.verdict][0]} {j.verdict}: {j.claim.sentence} {said(j)}" for j in judged)
+    text = "\n".join(f"{BADGES[j.verdict][0]} {j.verdict}: {j.claim.sentence} {place(j)}. {said(j)}" for j in judged)
     return Answer(f'<ul class="hpat-findings">{items}</ul>', text)
 
 
@@ -91,8 +91,7 @@ def origin(chapter: str) -> Table | None:
 
 def place(j: Judgement) -> str:
     """Where the document says it; of what it does not say, that we ask."""
-    asked = "Asked by us" if j.claim.ours else ""
-    return "; ".join(filter(None, (asked, j.claim.place)))
+    return f"Asked by us; {j.claim.place}" if j.claim.ours else j.claim.place
 
 
 def reading(claim: Claim) -> str:
@@ -129,7 +128,7 @@ def tally(judged: Iterable[Judgement]) -> str:
 
 
 def published(j: Judgement) -> str:
-    """The document's own number for a claim; where it has more than one, or words only, that it has."""
+    """The document's own numbers for a claim; else whether it has a table or words for it, or does not state it."""
     values = [documents.published(j.document)[key] for key in j.claim.published]
     numbers = [f"{v['value']:g}" if v["value"] > 1 else f"{100 * v['value']:.1f} %" for v in values]
     if numbers:
