@@ -143,9 +143,9 @@ class Judgement:
             number = {k: round(v, 9) if isinstance(v, float) else v for k, v in number.items()}
             number = {k: v if math.isfinite(v) else None for k, v in number.items()}  # JSON has no infinity
         c = self.claim
-        about = {"id": c.id, "document": self.document, "chapter": c.chapter, "place": c.place, "sentence": c.sentence}
+        about: dict[str, Any] = {"id": c.id, "document": self.document, "chapter": c.chapter}
+        about |= {"place": c.place, "sentence": c.sentence, "ours": c.ours, "note": c.note}
         rule = {"measure": c.measure, "direction": c.direction, "threshold": c.threshold, "unit": c.unit}
-        about |= {"ours": c.ours, "note": c.note}
         verdict = {"verdict": self.verdict, "uncorrected": self.uncorrected, "why": self.why, "late": self.late}
         return about | verdict | rule | {"margin": c.margin} | number | {"trainings": self.trainings}
 
