@@ -220,7 +220,10 @@ def test_pages_name_every_claim_once_and_close_their_tags(pages):
         for claim in claims.of(document):
             assert lists.count(f'href="claims.html#{claim.id}"') == 1
     counts = made["book/made/counts.txt"]
-    assert f'aria-label="{len(every)} claims by verdict"' in counts
+    on_time = sum(not judged.late for judged in claims.ledger())
+    assert f'aria-label="{on_time} claims by verdict"' in counts
+    numbers = [int(number) for number in re.findall(r"<b>(\d+)</b>", counts)]
+    assert sum(numbers) == on_time
 
 
 def test_tables_say_how_networks_were_trained_and_treated(pages):
