@@ -121,7 +121,7 @@ def forest(ledger: Mapping[str, Sequence[Judgement]], names: Mapping[str, str]) 
     rows = [(d, j) for d, judged in ledger.items() for j in judged if j.quantity is not None and not j.late]
     return (
         '<div class="hpat-figure"><figure class="hpat hpat-forest" id="fig-forest">'
-        f"{_forest(rows, names, 720, 300, 44, 'wide')}{_forest(rows, names, 360, 206, 27, 'narrow')}"
+        f"{_forest(rows, names, 720, 300, 42, 'wide')}{_forest(rows, names, 360, 206, 27, 'narrow')}"
         f"<figcaption>All {len(rows)} tested claims but those written after their records: "
         "how far the effect (dot) and its 95 % interval (line) lie from "
         "the claim’s threshold, the vertical line, in half-widths of the interval, at most six. "
